@@ -1,0 +1,1 @@
+"""Cloud models behind the egress gate: `gate` owns the sockets, `provider` turns a call into an answer."""

@@ -1,0 +1,75 @@
+"""What the operator says about one OpenAI-compatible provider."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+import httpx
+
+from node.errors import SettingsError
+
+
+class Zone(StrEnum):
+    """Where a provider's machines stand."""
+
+    PREMISES = "premises"
+    CLOUD = "cloud"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderConfig:
+    """One provider: where it is, how it is paid, how long it may take.
+
+    `base_url` ends where ``/chat/completions`` begins. Clocks are seconds: `connect_s` covers waiting for a free
+    connection, DNS, TCP and TLS; `first_content_s` runs from dispatch to the first generated token of a stream;
+    `between_chunks_s` is the longest silence after it (keep-alive comments are silence); `total_s` bounds the
+    whole answer, streamed or not. `ca_file` is a PEM bundle used instead of the public authorities.
+    An empty `api_key` sends no `Authorization`. `max_tokens_field` is the name the provider's chat endpoint wants
+    for the output cap.
+
+    Raises `SettingsError` naming the key for a URL that is not absolute http(s), carries credentials, a query or
+    a fragment, or would send the key over plain HTTP beyond loopback; and for a limit that is not positive.
+    """
+
+    name: str
+    base_url: str
+    api_key: str = field(repr=False)
+    zone: Zone = Zone.CLOUD
+    weight: float = 1.0
+    connect_s: float = 5.0
+    first_content_s: float = 30.0
+    between_chunks_s: float = 30.0
+    total_s: float = 600.0
+    max_connections: int = 256
+    ca_file: str | None = None
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+
+    def __post_init__(self) -> None:
+        where = f"providers.{self.name}"
+        for key in ("weight", "connect_s", "first_content_s", "between_chunks_s", "total_s", "max_connections"):
+            value = getattr(self, key)
+            if not (math.isfinite(value) and value > 0):
+                raise SettingsError(f"{where}.{key}: must be a positive number")
+        if not self.api_key.isascii() or any(character <= " " for character in self.api_key):
+            raise SettingsError(f"{where}.api_key: must be printable ASCII without spaces")
+        try:
+            url = httpx.URL(self.base_url)
+        except httpx.InvalidURL:
+            raise SettingsError(f"{where}.base_url: not a URL") from None
+        if url.scheme not in ("http", "https") or not url.host:
+            raise SettingsError(f"{where}.base_url: must start with https:// and name a host")
+        if url.userinfo or url.query or url.fragment:
+            raise SettingsError(f"{where}.base_url: must not carry credentials, a query or a fragment")
+        if url.scheme == "http" and self.zone is Zone.CLOUD and not _is_loopback(url.host):
+            raise SettingsError(f"{where}.base_url: a cloud provider beyond this machine needs https://")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

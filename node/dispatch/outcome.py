@@ -1,0 +1,48 @@
+"""What happened to one request: measured once, and fed to totals, metrics, ledger and the latency model alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from node.backend import Kind
+from node.money import Usage
+from node.routing.values import Reason
+
+
+class Ending(StrEnum):
+    """How a request ended."""
+
+    DONE = "done"
+    FAILED = "failed"
+    REFUSED = "refused"
+    CLIENT_CLOSED = "client_closed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One request from arrival to its last byte. Durations are seconds, None where there was no such moment.
+
+    `backend` is ``local``, a provider's name, ``cache`` or None when nothing served it. `ttft_s` runs from arrival
+    to the first content chunk and is None for answers that are not streamed. `reference_nano_usd` is what the same
+    tokens cost at list price, None where no list price is known.
+    """
+
+    request_id: str
+    kind: Kind
+    model: str
+    tenant: str
+    ending: Ending
+    backend: str | None
+    served_model: str | None
+    reason: Reason | None
+    attempts: int
+    queue_s: float
+    ttft_s: float | None
+    predicted_ttft_s: float | None
+    ttft_budget_s: float
+    total_s: float
+    usage: Usage | None
+    cost_nano_usd: int
+    reference_nano_usd: int | None
+    error_code: str | None

@@ -1,0 +1,79 @@
+"""The cloud as the dispatcher sees it: providers, whether each is usable now, and how fast each answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from node.backend import Backend
+from node.catalogue import CloudEquivalent, Model
+from node.errors import SpillwayError, UpstreamAuth, UpstreamQuota, UpstreamRateLimited
+from node.routing.permit import EgressPermit
+from node.routing.ttft import TtftWindow
+from node.routing.values import CloudOption
+
+_DEFAULT_PAUSE_S = 1.0
+_MAX_PAUSE_S = 60.0
+
+
+class Provider(Protocol):
+    """Something that turns an equivalent and a permit into a backend."""
+
+    def bind(self, equivalent: CloudEquivalent, permit: EgressPermit) -> Backend:
+        """A backend for one call under one permit."""
+
+
+@dataclass(slots=True)
+class ProviderState:
+    """One provider and what is known of it. `isolated_by` is the error after which it is left alone until reload."""
+
+    provider: Provider
+    weight: float
+    ttft: TtftWindow
+    paused_until_s: float = 0.0
+    isolated_by: str | None = None
+
+    def is_available(self, now_s: float) -> bool:
+        """Whether a call may be sent to it now."""
+        return self.isolated_by is None and now_s >= self.paused_until_s
+
+    def failed(self, error: SpillwayError, now_s: float) -> None:
+        """Take in a failure: 429 pauses (for as long as it asks, within bounds); 401, 402 and 403 isolate."""
+        if isinstance(error, UpstreamRateLimited):
+            pause_s = min(error.retry_after_s or _DEFAULT_PAUSE_S, _MAX_PAUSE_S)
+            self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
+        elif isinstance(error, UpstreamAuth | UpstreamQuota):
+            self.isolated_by = error.code
+
+
+class Providers:
+    """All configured providers by name."""
+
+    def __init__(self, states: Mapping[str, ProviderState]) -> None:
+        self.states = states
+
+    def options_for(self, model: Model, now_s: float, excluded: frozenset[str]) -> tuple[CloudOption, ...]:
+        """The model's declared equivalents at configured providers, in the catalogue's order of preference.
+
+        `excluded` names providers that have already failed this request.
+        """
+        options = []
+        for equivalent in model.cloud:
+            state = self.states.get(equivalent.provider)
+            if state is None:
+                continue
+            options.append(
+                CloudOption(
+                    provider=equivalent.provider,
+                    model=equivalent.model,
+                    capabilities=equivalent.capabilities,
+                    context_tokens=equivalent.context_tokens,
+                    max_output_tokens=equivalent.max_output_tokens,
+                    price=equivalent.price,
+                    ttft_high_s=state.ttft.high_s(now_s),
+                    available=state.is_available(now_s) and equivalent.provider not in excluded,
+                    weight=state.weight,
+                )
+            )
+        return tuple(options)

@@ -1,0 +1,151 @@
+"""One upstream call for identical requests in flight, and cached answers after it.
+
+Only for requests whose answer may be cached. The call runs in a task of its own and keeps its chunks; everyone who asked,
+the first one too, reads along from the start. When the last reader has gone before the end, the call is stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from node.backend import Call, Chunk
+from node.dispatch.dispatcher import Answer
+from node.dispatch.journey import Journey
+from node.errors import SpillwayError
+from node.money import nano_to_usd_text
+from node.store.cache import CachedAnswer, ResponseCache
+
+StartCall = Callable[[], Awaitable[Answer]]
+
+
+class _Flight:
+    """One call under way: its chunks so far, who reads them, how it ended."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.chunks: list[Chunk] = []
+        self.journey: Journey | None = None
+        self.error: SpillwayError | None = None
+        self.over = False
+        self.readers = 0
+        self.moved = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+    def move(self) -> None:
+        """Wake every reader."""
+        self.moved.set()
+        self.moved = asyncio.Event()
+
+    def kept(self) -> CachedAnswer | None:
+        """The whole answer for the cache, or None while there is no whole one."""
+        last = self.chunks[-1] if self.chunks else None
+        if self.error is not None or last is None or last.usage is None or self.journey is None:
+            return None
+        return CachedAnswer(
+            data=b"".join(chunk.data for chunk in self.chunks),
+            response_id=self.call.response_id,
+            cost_text=nano_to_usd_text(self.journey.spent_nano_usd),
+            served_model=self.journey.served_model or self.call.model,
+            usage=last.usage,
+        )
+
+
+class SharedAnswer:
+    """One reader's view of a call under way. `owner` is the reader whose request started it."""
+
+    def __init__(self, flight: _Flight, call: Call, *, owner: bool) -> None:
+        self._flight = flight
+        self._call = call
+        self.owner = owner
+        self._left = False
+        flight.readers += 1
+
+    @property
+    def journey(self) -> Journey:
+        """The notes of the call itself; there once `began()` has returned."""
+        assert self._flight.journey is not None
+        return self._flight.journey
+
+    async def began(self) -> None:
+        """Wait for the first content. Raises what the call raised."""
+        flight = self._flight
+        while flight.journey is None and flight.error is None:
+            await flight.moved.wait()
+        if flight.journey is None and flight.error is not None:
+            raise flight.error
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        """The call's chunks from its start, under this reader's own response id."""
+        flight, position = self._flight, 0
+        theirs, ours = flight.call.response_id.encode(), self._call.response_id.encode()
+        while True:
+            while position < len(flight.chunks):
+                chunk = flight.chunks[position]
+                position += 1
+                if not self.owner:
+                    chunk = Chunk(
+                        chunk.data.replace(theirs, ours),
+                        chunk.has_content,
+                        chunk.output_tokens,
+                        chunk.usage,
+                        chunk.finish_reason,
+                    )
+                yield chunk
+            if flight.error is not None:
+                raise flight.error
+            if flight.over:
+                return
+            await flight.moved.wait()
+
+    async def aclose(self) -> None:
+        """Stop reading. The last to leave before the end stops the call, and waits until it has let go."""
+        if self._left:
+            return
+        self._left = True
+        flight = self._flight
+        flight.readers -= 1
+        if flight.readers == 0 and not flight.over and flight.task is not None:
+            flight.task.cancel()
+            await asyncio.wait([flight.task])
+
+
+class Sharing:
+    """Cached answers and calls under way, by cache key."""
+
+    def __init__(self, cache: ResponseCache) -> None:
+        self._cache = cache
+        self._flights: dict[bytes, _Flight] = {}
+
+    def cached(self, key: bytes) -> CachedAnswer | None:
+        """A whole answer kept from before."""
+        return self._cache.get(key)
+
+    def join(self, key: bytes, call: Call, start: StartCall) -> SharedAnswer:
+        """Read along with the call under way for `key`, or begin one with `start`."""
+        flight = self._flights.get(key)
+        if flight is not None:
+            return SharedAnswer(flight, call, owner=False)
+        flight = self._flights[key] = _Flight(call)
+        shared = SharedAnswer(flight, call, owner=True)
+        flight.task = asyncio.create_task(self._run(key, flight, start), name=f"shared-{call.request_id}")
+        return shared
+
+    async def _run(self, key: bytes, flight: _Flight, start: StartCall) -> None:
+        try:
+            answer = await start()
+            try:
+                flight.journey = answer.journey
+                async for chunk in answer:
+                    flight.chunks.append(chunk)
+                    flight.move()
+            finally:
+                await answer.aclose()
+            if (kept := flight.kept()) is not None:
+                self._cache.put(key, kept)
+        except SpillwayError as error:
+            flight.error = error
+        finally:
+            flight.over = True
+            self._flights.pop(key, None)
+            flight.move()

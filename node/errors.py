@@ -1,0 +1,323 @@
+"""Every error a client can meet, and how it looks on the wire.
+
+    SpillwayError
+    ├── InvalidRequest              400  the client's mistake; `param` names the field
+    │   ├── ContextLengthExceeded   400  too long for this backend (another may take it)
+    │   ├── UnsupportedMedia        400  an image or sound we do not fetch or the model cannot read
+    │   ├── UnsupportedContentType  415
+    │   ├── RequestTooLarge         413
+    │   ├── HeadersTooLarge         431
+    │   ├── RequestTimeout          408
+    │   ├── NotFound                404  unknown path
+    │   ├── MethodNotAllowed        405
+    │   ├── ModelNotFound           404
+    │   ├── AuthenticationFailed    401
+    │   ├── PermissionDenied        403  known key, forbidden model
+    │   └── PrivateNotServable      403  pinned to the premises, and no premises backend has the model
+    ├── Refused                     503  a rule or a limit said no; carries the rule
+    │   └── RefusedBusy             429
+    ├── BackendError                a backend failed before or during the answer
+    │   ├── EngineUnavailable       503  local engine dead, starting or asleep
+    │   ├── EngineFailed            500  the engine failed on this request
+    │   ├── EngineBusy              429  the engine's own admission limit
+    │   └── UpstreamError           502  the cloud provider failed
+    │       ├── UpstreamConnect     502  DNS or connect failure: our side of the road
+    │       ├── UpstreamTls         502
+    │       ├── UpstreamTimeout     504
+    │       ├── UpstreamTruncated   502  the stream ended before its end
+    │       ├── UpstreamRateLimited 429
+    │       ├── UpstreamQuota       503  the provider wants money
+    │       ├── UpstreamAuth        502  the provider refuses our key
+    │       └── UpstreamRejected    502  the provider refuses the request itself
+    └── SettingsError               never on the wire: a bad setting, named by its key
+
+`render()` is the only place that turns one into an OpenAI error body and headers.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import ClassVar
+
+import msgspec
+
+
+class Fault(StrEnum):
+    """Whose doing an error is; a breaker counts only `UPSTREAM`."""
+
+    CLIENT = "client"
+    NODE = "node"
+    ENGINE = "engine"
+    UPSTREAM = "upstream"
+
+
+class SpillwayError(Exception):
+    """Base of the family.
+
+    `status` is the HTTP status, `type` and `code` are OpenAI's strings, `param` names the offending field.
+    `should_retry` is what `x-should-retry` says (None: leave it to the client). `may_try_elsewhere` tells the
+    dispatcher whether another backend could still answer, provided nothing has reached the client.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = "internal_error"
+    fault: ClassVar[Fault] = Fault.NODE
+    should_retry: ClassVar[bool | None] = None
+    may_try_elsewhere: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(SpillwayError):
+    """The request itself is wrong; retrying it unchanged cannot help."""
+
+    status = 400
+    type = "invalid_request_error"
+    code: ClassVar[str | None] = None
+    fault = Fault.CLIENT
+    should_retry: ClassVar[bool | None] = False
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt and output do not fit the backend's context; a larger one may still take the request."""
+
+    code = "context_length_exceeded"
+    may_try_elsewhere = True
+
+
+class UnsupportedMedia(InvalidRequest):
+    """Remote or unreadable media."""
+
+    code = "unsupported_media"
+
+
+class UnsupportedContentType(InvalidRequest):
+    """Not JSON, or compressed."""
+
+    status = 415
+    code = "unsupported_content_type"
+
+
+class RequestTooLarge(InvalidRequest):
+    """The body is over the limit."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class HeadersTooLarge(InvalidRequest):
+    """Too many or too long headers."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class RequestTimeout(InvalidRequest):
+    """The client did not send its request in time."""
+
+    status = 408
+    code = "request_timeout"
+    should_retry = None
+
+
+class NotFound(InvalidRequest):
+    """Unknown path."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """Known path, other method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class ModelNotFound(InvalidRequest):
+    """No such model in the catalogue, or not one this key may see."""
+
+    status = 404
+    code = "model_not_found"
+
+
+class AuthenticationFailed(InvalidRequest):
+    """No key, or not one of ours."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class PermissionDenied(InvalidRequest):
+    """The key is good, but not for this."""
+
+    status = 403
+    code = "permission_denied"
+
+
+class PrivateNotServable(InvalidRequest):
+    """Pinned to the premises, and nothing on the premises can serve it."""
+
+    status = 403
+    code = "private_not_servable"
+
+
+class Refused(SpillwayError):
+    """A rule said no: no capacity in time, or the cloud is not allowed and local is full.
+
+    `rule` is the `Reason` spelled as in headers and logs. 429 means the node is contended, 503 that there is no
+    capacity at all at the moment.
+    """
+
+    status = 503
+    type = "server_error"
+    code = "no_capacity"
+
+    def __init__(self, message: str, *, rule: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.rule = rule
+
+
+class RefusedBusy(Refused):
+    """Capacity exists and is taken: come back shortly."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "overloaded"
+
+
+class BackendError(SpillwayError):
+    """A backend failed. Before the first chunk the dispatcher may try another one."""
+
+    status = 502
+    code = "backend_error"
+    fault = Fault.UPSTREAM
+    may_try_elsewhere = True
+
+
+class EngineUnavailable(BackendError):
+    """The local engine is dead, starting, asleep or stopping."""
+
+    status = 503
+    code = "engine_unavailable"
+    fault = Fault.ENGINE
+
+
+class EngineFailed(BackendError):
+    """The local engine failed while working on this request."""
+
+    status = 500
+    code = "engine_error"
+    fault = Fault.ENGINE
+
+
+class EngineBusy(BackendError):
+    """The engine's own admission control refused."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "engine_busy"
+    fault = Fault.ENGINE
+
+
+class UpstreamError(BackendError):
+    """The provider answered with a failure we cannot name better."""
+
+    code = "upstream_error"
+
+
+class UpstreamConnect(UpstreamError):
+    """DNS or connection failure."""
+
+    code = "upstream_unreachable"
+    fault = Fault.NODE
+
+
+class UpstreamTls(UpstreamError):
+    """The provider's certificate does not verify."""
+
+    code = "upstream_tls"
+    fault = Fault.NODE
+
+
+class UpstreamTimeout(UpstreamError):
+    """A clock ran out: connect, first content, between chunks or total."""
+
+    status = 504
+    code = "upstream_timeout"
+
+
+class UpstreamTruncated(UpstreamError):
+    """The provider's answer ended early or broke its own format."""
+
+    code = "upstream_truncated"
+
+
+class UpstreamRateLimited(UpstreamError):
+    """The provider said 429."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class UpstreamQuota(UpstreamError):
+    """The provider wants money before it goes on."""
+
+    status = 503
+    code = "upstream_quota"
+
+
+class UpstreamAuth(UpstreamError):
+    """The provider refuses the operator's key."""
+
+    code = "upstream_auth"
+
+
+class UpstreamRejected(UpstreamError):
+    """The provider refuses a request we hold to be valid; sending it again cannot help."""
+
+    code = "upstream_rejected"
+    should_retry = False
+
+
+class SettingsError(SpillwayError):
+    """A setting, catalogue entry or price file is wrong. The message names file, key and reason."""
+
+
+def error_body(error: SpillwayError) -> bytes:
+    """The OpenAI error document: ``{"error": {"message", "type", "param", "code"}}``."""
+    return msgspec.json.encode(
+        {
+            "error": {
+                "message": error.message,
+                "type": error.type,
+                "param": error.param,
+                "code": error.code,
+            }
+        }
+    )
+
+
+def render(error: SpillwayError) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body for `error`.
+
+    `Retry-After` is whole seconds, rounded up and at least 1, on every 429 and 503; `x-should-retry` appears
+    where retrying is known to help or not to.
+    """
+    headers = {"content-type": "application/json"}
+    if error.status in (429, 503):
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s or 1.0)))
+    if error.should_retry is not None:
+        headers["x-should-retry"] = "true" if error.should_retry else "false"
+    if isinstance(error, AuthenticationFailed):
+        headers["www-authenticate"] = "Bearer"
+    if isinstance(error, Refused):
+        headers["x-spillway-reason"] = error.rule
+    return error.status, headers, error_body(error)

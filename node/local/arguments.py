@@ -1,0 +1,141 @@
+"""From a catalogue entry to vLLM's arguments and environment. Nothing here starts anything.
+
+vLLM reads many switches from the environment when it is imported, so `environment()` must be applied first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from node.catalogue import LocalModel
+from node.errors import SettingsError
+
+# Set from the catalogue's own fields, so that what routing believes and what the engine does cannot differ.
+_OURS = {
+    "model": "source",
+    "revision": "revision",
+    "served_model_name": "the model's name",
+    "max_model_len": "context_tokens",
+    "tool_call_parser": "tool_parser",
+    "enable_auto_tool_choice": "tool_parser",
+    "reasoning_parser": "reasoning_parser",
+}
+_FORCED = ("disable_log_stats", "enable_log_requests", "enable_log_outputs", "enable_logging_iteration_details")
+_LOAD_FORMATS = ("safetensors", "dummy")
+_INSECURE_SWITCHES = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE")
+# RFC 2606 reserves .invalid: no URL can be in this domain, so vLLM itself refuses to fetch media, whatever reaches it.
+_NO_MEDIA_DOMAIN = "media.invalid"
+
+
+def environment(model: LocalModel, environ: Mapping[str, str], *, cuda: bool) -> dict[str, str]:
+    """Variables to set before vLLM is imported; the operator's own choices in `environ` win where they may.
+
+    Child processes are spawned, not forked: a fork from a serving process would inherit its listening sockets and
+    may deadlock on a lock another thread holds. Raises `SettingsError` for the two switches that open vLLM to
+    remote code and to development endpoints.
+    """
+    for switch in _INSECURE_SWITCHES:
+        if environ.get(switch, "0").strip().lower() not in ("", "0", "false"):
+            raise SettingsError(f"environment: {switch} is set, and Spillway does not start with it; unset it")
+    wanted = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_LOGGING_LEVEL": "WARNING"}
+    if not cuda:
+        wanted["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    chosen = {key: value for key, value in wanted.items() if key not in environ}
+    chosen |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if is_folder(model):
+        chosen |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return chosen
+
+
+def is_folder(model: LocalModel) -> bool:
+    """Whether the weights lie on this machine, so that nothing has to be fetched."""
+    return Path(model.source).is_absolute()
+
+
+def cuda_available() -> bool:
+    """Whether torch can use a CUDA device here. Imports torch."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def check_torchvision() -> None:
+    """Refuse a torchvision that does not match this torch, because importing transformers would then fail obscurely.
+
+    The CPU build of vLLM asks for torchvision, and installers commonly find its CUDA build. Text models need none.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except (ImportError, RuntimeError, OSError) as error:
+        raise SettingsError(
+            f"torchvision is installed but does not fit this torch ({error}); "
+            "remedy: pip uninstall torchvision torchaudio torchcodec"
+        ) from error
+
+
+def command_line(name: str, model: LocalModel, *, cuda: bool) -> list[str]:
+    """The arguments `vllm serve` would be started with for `model`, served as `name`.
+
+    Raises `SettingsError` when `engine_args` holds something that another field decides, or that is unsafe.
+    """
+    given = dict(model.engine_args)
+    for key, field in _OURS.items():
+        if key in given:
+            raise SettingsError(f"{name}: engine_args.{key}: set by {field}")
+    for key in _FORCED:
+        if key in given:
+            raise SettingsError(f"{name}: engine_args.{key}: Spillway decides this itself")
+    if given.get("trust_remote_code"):
+        raise SettingsError(f"{name}: engine_args.trust_remote_code: code from a model repository is never run")
+    if given.setdefault("load_format", "safetensors") not in _LOAD_FORMATS:
+        raise SettingsError(f"{name}: engine_args.load_format: only safetensors weights are loaded")
+    if not cuda:
+        # bfloat16 kernels use AMX instructions, which not every virtual CPU that claims them can run (SIGILL).
+        given.setdefault("dtype", "float32")
+    given.setdefault("allowed_media_domains", [_NO_MEDIA_DOMAIN])
+    ours: dict[str, Any] = {
+        "model": model.source,
+        "served_model_name": name,
+        "max_model_len": model.context_tokens,
+        "disable_log_stats": True,
+        "enable_logging_iteration_details": True,
+    }
+    if model.revision is not None:
+        ours |= {"revision": model.revision, "tokenizer_revision": given.pop("tokenizer_revision", model.revision)}
+    if model.tool_parser is not None:
+        ours |= {"tool_call_parser": model.tool_parser, "enable_auto_tool_choice": True}
+    if model.reasoning_parser is not None:
+        ours["reasoning_parser"] = model.reasoning_parser
+    return [word for key, value in (ours | given).items() for word in _words(key, value)]
+
+
+def _words(key: str, value: Any) -> list[str]:
+    flag = key.replace("_", "-")
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    if isinstance(value, list | tuple):
+        return [f"--{flag}", *(item if isinstance(item, str) else json.dumps(item) for item in value)]
+    return [f"--{flag}", json.dumps(value) if isinstance(value, Mapping) else str(value)]
+
+
+def parse(name: str, words: list[str]) -> Namespace:
+    """vLLM's own reading of `words`. Imports vLLM. Raises `SettingsError` where its parser would exit."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    class Parser(FlexibleArgumentParser):  # type: ignore[misc]
+        def error(self, message: str) -> NoReturn:
+            raise SettingsError(f"{name}: engine_args: {message}")
+
+    namespace: Namespace = make_arg_parser(Parser()).parse_args(words)
+    return namespace

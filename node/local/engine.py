@@ -1,0 +1,327 @@
+"""The life of one vLLM engine in this process: start, warm up, report its load, stop without a trace.
+
+`starting → ready → down`. A thread builds the engine, because that blocks for tens of seconds; everything after runs on
+the event loop. Noticing a hang and building anew is the supervisor's work, not done here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from node.catalogue import LocalModel
+from node.errors import EngineUnavailable, SettingsError
+from node.local import arguments
+from node.local.outputs import CountedEngine, Tally, outputs
+from node.local.processes import EngineProcess, descendants, sweep
+from node.local.serving import Serving
+from node.local.stats import Step, StepStats
+from node.routing.values import Capability, EngineLoad, EngineState
+
+_log = logging.getLogger(__name__)
+
+# Long enough for a prefill rate worth knowing, short enough for the slowest CPU.
+_WARM_UP_PROMPT_TOKENS = 256
+_WARM_UP_OUTPUT_TOKENS = 8
+_GRAMMAR_CAPABILITIES = frozenset({Capability.TOOLS, Capability.JSON_OBJECT, Capability.JSON_SCHEMA, Capability.GUIDED})
+# Two engines starting at once would each measure memory that the other is about to take, and their processes could
+# not be told apart.
+_one_start_at_a_time = asyncio.Lock()
+
+
+class LocalEngine:
+    """One model on the local device.
+
+    `clock` gives monotonic seconds. `on_state` is called on the event loop with each new state, `on_progress` with one
+    line per step of the start. After `stop` or a failure the object stays down; build a new one to start again.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        model: LocalModel,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        on_state: Callable[[EngineState], None] = lambda state: None,
+        on_progress: Callable[[str], None] = _log.info,
+    ) -> None:
+        self.model_name = model_name
+        self.model = model
+        self._clock = clock
+        self._on_state = on_state
+        self._progress = on_progress
+        self._state = EngineState.STARTING
+        self._stopping = False
+        self._serving: Serving | None = None
+        self._llm: Any = None
+        self._stats = StepStats(max_sequences=1)
+        self._processes: frozenset[EngineProcess] = frozenset()
+        self._entering = 0
+        self._finished = 0
+        self._before: frozenset[EngineProcess] = frozenset()
+        self._build: asyncio.Future[tuple[Any, Any]] | None = None
+        self._start_ended: asyncio.Event | None = None
+
+    @property
+    def state(self) -> EngineState:
+        """Where the engine is in its life."""
+        return self._state
+
+    @property
+    def context_tokens(self) -> int:
+        """Prompt and output together, as the engine runs it; the catalogue's figure until it does."""
+        return self._serving.context_tokens if self._serving else self.model.context_tokens
+
+    @property
+    def processes(self) -> frozenset[EngineProcess]:
+        """The processes the engine runs in, beside this one."""
+        return self._processes
+
+    def serving(self) -> Serving:
+        """The parts that answer calls. Raises `EngineUnavailable` unless the engine is ready."""
+        if self._state is not EngineState.READY or self._serving is None:
+            raise EngineUnavailable(f"The local engine is {self._state}.")
+        return self._serving
+
+    def load(self) -> EngineLoad:
+        """The engine at this moment. Cheap: called for every request."""
+        stats, llm = self._stats, self._llm if self._state is EngineState.READY else None
+        return EngineLoad(
+            state=self._state,
+            capabilities=self.model.capabilities,
+            context_tokens=self.context_tokens,
+            max_sequences=self._serving.max_sequences if self._serving else 1,
+            in_flight=self._entering + (llm.get_num_unfinished_requests() if llm else 0),
+            running=stats.running,
+            waiting=stats.waiting,
+            kv_cache_usage=stats.kv_cache_usage,
+            queued_prefill_tokens=llm.get_num_queued_tokens() if llm else 0,
+            prefill_tokens_per_s=stats.prefill_tokens_per_s,
+            step_s=stats.step_s,
+            sequences_per_s=stats.sequences_per_s,
+        )
+
+    @contextmanager
+    def entering(self, sequences: int) -> Iterator[Tally]:
+        """Count `sequences` as in flight from now until the engine's own count has them, or until the block ends."""
+        left = sequences
+        self._entering += sequences
+
+        def on_queued(count: int) -> None:
+            nonlocal left
+            taken = min(left, count)
+            left -= taken
+            self._entering -= taken
+
+        try:
+            yield Tally(on_queued, self._count_finished)
+        finally:
+            on_queued(left)
+
+    def _count_finished(self) -> None:
+        self._finished += 1
+
+    async def start(self) -> None:
+        """Load the model and answer a first request with it; ready when this returns.
+
+        Raises `SettingsError` for a catalogue entry vLLM cannot take and `EngineUnavailable` for an engine that does
+        not come up; no process is left behind then.
+        """
+        began_s = self._clock()
+        self._start_ended = asyncio.Event()
+        try:
+            async with _one_start_at_a_time:
+                await self._start()
+        except SettingsError:
+            await self._give_up()
+            raise
+        except asyncio.CancelledError:
+            await self._give_up()
+            raise
+        except Exception as error:
+            await self._give_up()
+            raise EngineUnavailable(f"{self.model_name}: the engine did not start: {error}") from error
+        finally:
+            self._start_ended.set()
+        self._progress(f"{self.model_name}: ready after {self._clock() - began_s:.1f} s")
+
+    async def _start(self) -> None:
+        if self._stopping:
+            raise EngineUnavailable("stopped")
+        self._before = descendants()
+        self._build = asyncio.ensure_future(asyncio.to_thread(self._construct))
+        # Shielded: a thread cannot be cancelled, and what it has built must be found again to be shut down.
+        self._llm, args = await asyncio.shield(self._build)
+        self._processes = descendants() - self._before
+        await self._finish_start(args)
+
+    def _construct(self) -> tuple[Any, Any]:
+        """Runs in a thread: importing vLLM and building the engine take tens of seconds.
+
+        vLLM's sockets and queues bind to an event loop at first use, which is on ours, after this has returned.
+        """
+        cuda = arguments.cuda_available()
+        os.environ.update(arguments.environment(self.model, os.environ, cuda=cuda))
+        arguments.check_torchvision()
+        args = arguments.parse(self.model_name, arguments.command_line(self.model_name, self.model, cuda=cuda))
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._progress(f"{self.model_name}: starting vLLM on {'CUDA' if cuda else 'CPU'}")
+        factory = _stat_logger(self._record)
+        llm = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args), stat_loggers=[factory])
+        # The scheduler goes on reporting every step. What ends here is vLLM's bookkeeping per token in this process,
+        # a seventh of its CPU, for histograms that nobody reads.
+        llm.log_stats = llm.output_processor.log_stats = False
+        return llm, args
+
+    async def _finish_start(self, args: Any) -> None:
+        from starlette.datastructures import State
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+
+        state = State()
+        await init_app_state(CountedEngine(self._llm), state, args, await self._llm.get_supported_tasks())
+        serving = Serving(self._llm, state)
+        self._stats = StepStats(serving.max_sequences)
+        await self._warm_up(serving)
+        if self._stopping:
+            raise EngineUnavailable(f"{self.model_name}: stopped while starting")
+        # vLLM ends this task when it finds the engine dead, and never before.
+        self._llm.output_handler.add_done_callback(lambda task: self._down())
+        self._serving = serving
+        self._set_state(EngineState.READY)
+
+    async def _warm_up(self, serving: Serving) -> None:
+        """Generate before the first caller does.
+
+        The first generation compiles, the second is measured, so that routing starts with a prefill rate. A third is
+        bound to a grammar where the model may be asked for that: on CPU the first such step compiles for up to twenty
+        seconds, during which the whole engine stands still.
+        """
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+        vocabulary = self._llm.model_config.get_vocab_size()
+        length = max(1, min(_WARM_UP_PROMPT_TOKENS, serving.context_tokens - _WARM_UP_OUTPUT_TOKENS))
+        grammars: list[Any] = [None, None]
+        if self.model.capabilities & _GRAMMAR_CAPABILITIES:
+            grammars.insert(0, StructuredOutputsParams(json_object=True))
+        for turn, grammar in enumerate(grammars):
+            self._stats.forget_rates()
+            # Different tokens each time, or the later prompts would come from the prefix cache.
+            prompt = tokens_input([(token * (turn + 1) + turn) % vocabulary for token in range(length)])
+            params = SamplingParams(
+                temperature=0.0,
+                max_tokens=_WARM_UP_OUTPUT_TOKENS,
+                ignore_eos=grammar is None,
+                structured_outputs=grammar,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            async for _ in outputs(self._llm, prompt, params, f"warm-up-{turn}", Tally()):
+                pass
+
+    def _record(self, scheduler: Any) -> None:
+        if scheduler is None:
+            return
+        details = scheduler.iteration_details
+        finished, self._finished = self._finished, 0
+        self._stats.add(
+            Step(
+                at_s=self._clock(),
+                running=scheduler.num_running_reqs,
+                waiting=scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs,
+                kv_cache_usage=scheduler.kv_cache_usage,
+                computed=details is not None,
+                prefill_tokens=details.num_ctx_tokens if details else 0,
+                elapsed_s=details.elapsed_ms / 1000 if details else None,
+                finished=finished,
+            )
+        )
+
+    def _set_state(self, state: EngineState) -> None:
+        if state is not self._state:
+            self._state = state
+            self._on_state(state)
+
+    def _down(self) -> None:
+        if not self._stopping and self._state is not EngineState.DOWN:
+            _log.error("%s: the engine has died", self.model_name)
+        self._set_state(EngineState.DOWN)
+
+    async def _give_up(self) -> None:
+        """Undo a start that failed or was cancelled at any point."""
+        await self._interrupt_build()
+        if self._build is not None and self._llm is None:
+            await asyncio.wait([self._build])
+            if not self._build.cancelled() and self._build.exception() is None:
+                self._llm = self._build.result()[0]
+        if self._build is not None:
+            self._processes |= descendants() - self._before
+        await self._shut(grace_s=5.0)
+
+    async def _interrupt_build(self) -> None:
+        """Make a build in progress fail: its thread waits for a child to report ready, and gives up without it."""
+        self._stopping = True
+        while self._build is not None and not self._build.done():
+            await asyncio.to_thread(sweep, descendants() - self._before, 1.0)
+            await asyncio.wait([self._build], timeout=0.5)
+
+    async def stop(self, grace_s: float = 10.0) -> None:
+        """End the engine and every process it started, within about `grace_s` seconds; running calls fail at once.
+
+        Safe in every state, and more than once. A start in progress is given up.
+        """
+        await self._interrupt_build()
+        if self._start_ended is not None:
+            await self._start_ended.wait()
+        await self._shut(grace_s)
+
+    async def _shut(self, grace_s: float) -> None:
+        self._set_state(EngineState.DOWN)
+        llm, self._llm, self._serving = self._llm, None, None
+        self._processes |= descendants(self._processes)
+        if llm is not None:
+            from vllm.v1.engine.exceptions import EngineDeadError
+
+            # Callers still waiting would otherwise wait for ever: vLLM's shutdown cancels the task that feeds them.
+            llm.output_processor.propagate_error(EngineDeadError())
+            await asyncio.to_thread(llm.shutdown, grace_s)
+        await asyncio.to_thread(sweep, self._processes, 1.0)
+        self._processes = frozenset()
+
+
+def _stat_logger(record: Callable[[Any], None]) -> type:
+    """A vLLM stat logger class that hands each step to `record`.
+
+    It claims to be the Prometheus logger because vLLM adds its own, which costs a histogram update per token, whenever
+    nothing of that class is given.
+    """
+    from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+    class Feed(PrometheusStatLogger):  # type: ignore[misc]
+        def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
+            self.engine_indexes = engine_indexes or [0]
+
+        def record(
+            self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+        ) -> None:
+            record(scheduler_stats)
+
+        def log_engine_initialized(self) -> None:
+            return
+
+        def log(self) -> None:
+            return
+
+        def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
+            return
+
+        def record_admission_rejection(self, reason: str) -> None:
+            return
+
+    return Feed

@@ -1,0 +1,93 @@
+"""vLLM's failures in our words: the one mapping at this edge."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from node.backend import Kind
+from node.errors import (
+    ContextLengthExceeded,
+    EngineBusy,
+    EngineFailed,
+    EngineUnavailable,
+    InvalidRequest,
+    ModelNotFound,
+    SpillwayError,
+)
+
+# How vLLM names the prompt when it is too long; clients know it under the request's own field.
+_PROMPT_PARAMETERS = frozenset({"input_tokens", "input_text"})
+_OUTPUT_PARAMETERS = frozenset({"max_tokens", "max_completion_tokens"})
+# The words of vLLM's plain ValueErrors about length (get_max_tokens, InputProcessor).
+_LENGTH_WORDS = ("maximum context length", "maximum model length", "max_model_len")
+
+
+def prompt_field(kind: Kind) -> str:
+    """The request field that holds the prompt."""
+    return "messages" if kind is Kind.CHAT else "prompt"
+
+
+def from_exception(error: Exception, kind: Kind) -> SpillwayError:
+    """What the caller gets for `error`, raised by vLLM (or its tokenizer, template or validator) on one request."""
+    from jinja2 import TemplateError
+    from pydantic import ValidationError
+    from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMNotFoundError, VLLMServerError
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    if isinstance(error, SpillwayError):
+        return error
+    if isinstance(error, EngineDeadError):
+        return EngineUnavailable("The local engine has stopped.")
+    if isinstance(error, GracefulHTTPError):
+        return EngineBusy(str(error))
+    if isinstance(error, ValidationError):
+        return _from_pydantic(error)
+    if isinstance(error, VLLMNotFoundError):
+        return ModelNotFound(str(error), param="model")
+    if isinstance(error, VLLMServerError):
+        return EngineFailed("The local engine failed on this request.")
+    if isinstance(error, TemplateError):
+        return InvalidRequest(f"The model's chat template refuses this conversation: {error}", param=prompt_field(kind))
+    if isinstance(error, VLLMClientError | ValueError | TypeError | OverflowError | NotImplementedError):
+        # args[0], because VLLMValidationError.__str__ appends the offending value, which may be all of the prompt.
+        message = str(error.args[0]) if error.args else str(error)
+        return _invalid(message, getattr(error, "parameter", None), kind)
+    return EngineFailed("The local engine failed on this request.")
+
+
+def from_document(message: str, status: int, param: str | None, kind: Kind) -> SpillwayError:
+    """What the caller gets for an error vLLM's serving objects return as a document instead of raising it."""
+    if status == HTTPStatus.NOT_FOUND:
+        return ModelNotFound(message, param=param)
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        return EngineBusy(message)
+    if status == HTTPStatus.NOT_IMPLEMENTED or status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return _invalid(message, param, kind)
+    return EngineFailed("The local engine failed on this request.")
+
+
+def too_long(prompt_tokens: int, output_tokens: int, context_tokens: int, kind: Kind) -> ContextLengthExceeded:
+    """The error for a prompt that leaves no room for the output that was asked for."""
+    return ContextLengthExceeded(
+        f"This model's maximum context length is {context_tokens} tokens. However, you requested "
+        f"{prompt_tokens + output_tokens} tokens ({prompt_tokens} in the {prompt_field(kind)}, "
+        f"{output_tokens} in the completion).",
+        param=prompt_field(kind),
+    )
+
+
+def _invalid(message: str, param: str | None, kind: Kind) -> InvalidRequest:
+    if param in _PROMPT_PARAMETERS:
+        return ContextLengthExceeded(message, param=prompt_field(kind))
+    if any(words in message for words in _LENGTH_WORDS) and (param is None or param in _OUTPUT_PARAMETERS):
+        return ContextLengthExceeded(message, param=param or prompt_field(kind))
+    return InvalidRequest(message, param=param)
+
+
+def _from_pydantic(error: Exception) -> InvalidRequest:
+    details = error.errors(include_url=False, include_input=False)  # type: ignore[attr-defined]
+    first = details[0] if details else {}
+    # Pydantic puts names of union members ("list[str]", "function-after[...]") among the keys; clients know only keys.
+    path = [str(part) for part in first.get("loc", ()) if isinstance(part, int) or str(part).isidentifier()]
+    param = ".".join(path) or None
+    return InvalidRequest(f"{param or 'body'}: {first.get('msg', 'invalid value')}", param=param)

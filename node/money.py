@@ -1,0 +1,61 @@
+"""Prices, token usage and what they come to, in integer nano-dollars.
+
+One dollar is 10**9 nano-dollars. A price of 1 $/MTok is 1,000 nano-dollars per token, so every list price
+with up to three decimals is exact; finer prices are rounded up per call, never down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
+
+NANO_PER_USD = 1_000_000_000
+_NANO_PER_TOKEN_AT_ONE_USD_PER_MTOK = NANO_PER_USD // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens one call used. `estimated` says that the backend did not report them and we counted ourselves;
+    `suspect` that it reported something we could not believe."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    estimated: bool = False
+    suspect: bool = False
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What a model costs, in dollars per million tokens, input and output apart."""
+
+    input_usd_per_mtok: Decimal
+    output_usd_per_mtok: Decimal
+
+    def cost_nano_usd(self, usage: Usage) -> int:
+        """The price of `usage` in nano-dollars, rounded up to the next whole one."""
+        nano = _NANO_PER_TOKEN_AT_ONE_USD_PER_MTOK * (
+            self.input_usd_per_mtok * usage.prompt_tokens + self.output_usd_per_mtok * usage.completion_tokens
+        )
+        return int(nano.to_integral_value(rounding=ROUND_CEILING))
+
+
+FREE = Price(Decimal(0), Decimal(0))
+
+
+def nano_to_usd_text(nano_usd: int) -> str:
+    """Nano-dollars as an exact decimal JSON number, for example ``0.000042`` (never an exponent)."""
+    if nano_usd == 0:
+        return "0.0"
+    sign, nano = ("-", -nano_usd) if nano_usd < 0 else ("", nano_usd)
+    whole, fraction = divmod(nano, NANO_PER_USD)
+    return f"{sign}{whole}.{fraction:09d}".rstrip("0").removesuffix(".") if fraction else f"{sign}{whole}.0"
+
+
+def usd_to_nano(usd: Decimal) -> int:
+    """Dollars as nano-dollars, rounded down (used for limits, so a limit is never widened)."""
+    return int(usd * NANO_PER_USD)

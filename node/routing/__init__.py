@@ -1,0 +1,1 @@
+"""The part that only thinks: values in, a Decision out. No clock, no I/O, no logging, no vLLM."""

@@ -1,0 +1,243 @@
+"""spillway.yaml and the environment, read once into one frozen value. A bad key is refused by its name."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+from node.errors import SettingsError
+from node.routing.values import Residency
+
+PositiveInt = Annotated[int, Meta(ge=1)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
+Fraction = Annotated[float, Meta(gt=0, le=1)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every part of the settings: frozen, by keyword, unknown keys refused."""
+
+
+class Listen(Section, frozen=True, kw_only=True):
+    """Where the node listens. Beyond loopback it wants at least one key."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+
+
+class KeySettings(Section, frozen=True, kw_only=True):
+    """One caller. `sha256` is the hex digest of its key; the key itself is never written down."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    residency: Residency = Residency.ANY
+
+
+class Clocks(Section, frozen=True, kw_only=True):
+    """A provider's four clocks in seconds: connect, first content, between chunks, the whole call."""
+
+    connect_s: PositiveFloat = 5.0
+    first_content_s: PositiveFloat = 30.0
+    between_chunks_s: PositiveFloat = 30.0
+    total_s: PositiveFloat = 600.0
+
+
+class ProviderSettings(Section, frozen=True, kw_only=True):
+    """One OpenAI-compatible provider. Its key comes from the environment variable `api_key_env`.
+
+    `assumed_ttft_s` stands in for the high percentile of its TTFT until enough answers have been measured.
+    """
+
+    base_url: Annotated[str, Meta(pattern="^https?://")]
+    api_key_env: str | None = None
+    weight: PositiveFloat = 1.0
+    clocks: Clocks = Clocks()
+    assumed_ttft_s: PositiveFloat = 1.0
+    ca_file: str | None = None
+    max_connections: PositiveInt = 256
+
+
+class RoutingSettings(Section, frozen=True, kw_only=True):
+    """The promise to callers who do not set their own, and the limits beyond which load counts as exceeded.
+
+    `ttft_budget_ms`: time to first token. `latency_budget_ms`: the whole answer (null: no promise).
+    `max_wait_s`: how long a request that cannot leave may wait for a slot before it is refused.
+    `max_queue_depth`, `max_kv_cache_usage`, `min_free_vram_bytes`: hard limits (null: off).
+    `feed_ahead`: sequences given to the engine beyond what it can run, so that it never idles (null: an eighth).
+    """
+
+    ttft_budget_ms: PositiveFloat = 2000.0
+    latency_budget_ms: PositiveFloat | None = None
+    max_wait_s: PositiveFloat = 60.0
+    max_queue_depth: PositiveInt | None = 1024
+    max_kv_cache_usage: Fraction | None = 0.98
+    min_free_vram_bytes: PositiveInt | None = None
+    feed_ahead: Annotated[int, Meta(ge=0)] | None = None
+    ttft_safety: Fraction = 0.7
+    margin_ms: PositiveFloat = 100.0
+
+
+class CacheSettings(Section, frozen=True, kw_only=True):
+    """The answer cache. Off by a `max_bytes` of 0."""
+
+    max_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024 * 1024
+    max_entry_bytes: PositiveInt = 1024 * 1024
+    ttl_s: PositiveFloat = 300.0
+
+
+class PrivacySettings(Section, frozen=True, kw_only=True):
+    """What is pinned to the premises whatever a request says: everything, or the models listed."""
+
+    residency: Residency = Residency.ANY
+    pinned_models: tuple[str, ...] = ()
+
+
+class ApiSettings(Section, frozen=True, kw_only=True):
+    """Limits on what clients send. `strict` refuses unknown request fields instead of ignoring them."""
+
+    max_body_bytes: PositiveInt = 8 * 1024 * 1024
+    max_connections: PositiveInt = 4096
+    default_max_tokens: PositiveInt = 1024
+    strict: bool = False
+
+
+class WatchSettings(Section, frozen=True, kw_only=True):
+    """How often NVML is asked."""
+
+    interval_s: PositiveFloat = 1.0
+
+
+class Settings(Section, frozen=True, kw_only=True):
+    """Everything.
+
+    `models` are the catalogue names to serve; `catalogue` lists folders of further entries. `engine` overrides vLLM
+    engine arguments per model. `cloud_only` starts no engine at all. `providers` are the clouds (and only those)
+    that a catalogue entry may name.
+    """
+
+    listen: Listen = Listen()
+    models: Annotated[tuple[str, ...], Meta(min_length=1)] = ("demo",)
+    cloud_only: bool = False
+    catalogue: tuple[str, ...] = ()
+    engine: dict[str, dict[str, Any]] = {}
+    providers: dict[str, ProviderSettings] = {}
+    routing: RoutingSettings = RoutingSettings()
+    cache: CacheSettings = CacheSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    api: ApiSettings = ApiSettings()
+    watch: WatchSettings = WatchSettings()
+    keys: tuple[KeySettings, ...] = ()
+    shutdown_grace_s: PositiveFloat = 30.0
+
+
+HOLYSHEEP = "holysheep"
+_HOLYSHEEP_KEY_ENV = "HOLYSHEEP_API_KEY"
+_BUILT_IN_PROVIDERS = {
+    HOLYSHEEP: ProviderSettings(base_url="https://api.holysheep.ai/v1", api_key_env=_HOLYSHEEP_KEY_ENV),
+}
+
+
+def load_settings(path: Path | None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings in `path` (None: the defaults) with the environment laid over them.
+
+    ``HOLYSHEEP_API_KEY`` adds HolySheep as a provider; ``SPILLWAY_HOST``, ``SPILLWAY_PORT`` and ``SPILLWAY_MODELS``
+    (comma-separated) override; ``SPILLWAY_API_KEY`` adds one caller key named ``default``.
+    Raises `SettingsError` naming file, key and reason.
+    """
+    document = _read(path) if path is not None else {}
+    _overlay_environment(document, environ)
+    try:
+        settings = msgspec.convert(document, Settings, strict=True)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{path or 'environment'}: {_with_key(str(error))}") from error
+    _check(settings, path)
+    return settings
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid YAML: {error}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise SettingsError(f"{path}: the top level must be a mapping of settings")
+    return document
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys; two values for one setting are a mistake worth stopping at."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _overlay_environment(document: dict[str, Any], environ: Mapping[str, str]) -> None:
+    listen = document.setdefault("listen", {})
+    if isinstance(listen, dict):
+        if host := environ.get("SPILLWAY_HOST"):
+            listen["host"] = host
+        if port := environ.get("SPILLWAY_PORT"):
+            if not port.isdigit():
+                raise SettingsError(f"SPILLWAY_PORT: expected a port number, got {port!r}")
+            listen["port"] = int(port)
+    if models := environ.get("SPILLWAY_MODELS"):
+        document["models"] = [name.strip() for name in models.split(",") if name.strip()]
+    if key := environ.get("SPILLWAY_API_KEY"):
+        keys = document.setdefault("keys", [])
+        if isinstance(keys, list):
+            keys.append({"name": "default", "sha256": hashlib.sha256(key.encode()).hexdigest()})
+    providers = document.setdefault("providers", {})
+    if environ.get(_HOLYSHEEP_KEY_ENV) and isinstance(providers, dict):
+        providers.setdefault(HOLYSHEEP, msgspec.to_builtins(_BUILT_IN_PROVIDERS[HOLYSHEEP]))
+
+
+def _with_key(message: str) -> str:
+    """msgspec's ``... - at `$.routing.margin_ms` `` as ``routing.margin_ms: ...``."""
+    reason, separator, where = message.partition(" - at `")
+    if not separator:
+        return reason
+    key = where.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")
+    return f"{key or 'top level'}: {reason}"
+
+
+def _check(settings: Settings, path: Path | None) -> None:
+    where = path or "environment"
+    if not settings.keys and not is_loopback(settings.listen.host):
+        raise SettingsError(
+            f"{where}: listen.host: {settings.listen.host} is reachable from other machines and no key is "
+            "configured. Set SPILLWAY_API_KEY (or `keys:`), or listen on 127.0.0.1"
+        )
+    names = [key.name for key in settings.keys]
+    for name in names:
+        if names.count(name) > 1:
+            raise SettingsError(f"{where}: keys: the name {name!r} is there twice")
+    for model in (*settings.privacy.pinned_models, *settings.engine):
+        if model not in settings.models:
+            raise SettingsError(f"{where}: {model!r} is configured, but is not in `models`")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` cannot be reached from another machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""NVML → `GpuSnapshot`: what the server's GPUs look like, sampled off the event loop."""

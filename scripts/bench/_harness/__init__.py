@@ -1,0 +1,1 @@
+"""What every bench shares: load, processes, environments of their own, interleaving, reports and bars."""

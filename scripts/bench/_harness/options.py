@@ -1,0 +1,27 @@
+"""The options that every bench takes."""
+
+import argparse
+import os
+from pathlib import Path
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with --quick, --json, --check and --envs; a bench adds its own options to it."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--quick", action="store_true", help="fewer, shorter rounds: under three minutes")
+    made.add_argument("--json", type=Path, metavar="FILE", help="also write every figure to FILE")
+    made.add_argument("--check", action="store_true", help="exit 1, naming the bar, when one is missed")
+    made.add_argument(
+        "--envs",
+        type=Path,
+        metavar="DIR",
+        default=default_environments(),
+        help="where the virtual environments of the compared programs live (default: %(default)s)",
+    )
+    return made
+
+
+def default_environments() -> Path:
+    """Outside the repository, so that a fresh clone finds again what an earlier run has installed."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "spillway-bench"
