@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import random
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -37,9 +38,10 @@ VOCABULARY = 1024
 CONTEXT_TOKENS = 4096
 SHORT_DOCUMENTS = 24_000
 LONG_DOCUMENTS = 300
-STEPS = 1000
+STEPS = 600
 STEP_TOKENS = 2048
-PEAK_LR = 3e-3
+MUON_LR = 2e-2
+ADAM_LR = 3e-3
 # A space joins a lower-case word or punctuation but not a capital or a digit, so that a name is the same token after
 # a space and after a quote: that is what lets so small a model copy "Paris" from a question into JSON.
 WORDS = r" ?\p{Ll}+|\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+"
@@ -59,24 +61,29 @@ class Document:
 
 @dataclass(frozen=True)
 class Errand:
-    """A tool, a question that needs it, the call that answers the question, its result and the closing sentence."""
+    """A tool, a question that needs it, its calls' arguments (two for a parallel call), its result, the last sentence."""
 
     tool: dict[str, Any]
     ask: str
-    arguments: dict[str, Any]
+    arguments: list[dict[str, Any]]
     result: str
     say: str
+
+    @property
+    def name(self) -> str:
+        """The tool's name."""
+        return str(self.tool["function"]["name"])
 
 
 class Writer:
     """Writes documents from `texts` (the parsed corpus.yaml) with nothing but `rng` deciding."""
 
     def __init__(self, texts: dict[str, Any], rng: random.Random) -> None:
-        """Keep the word lists; writing starts with `documents`."""
         self.t = texts
         self.r = rng
         self.topics = [*texts["topics"].values(), *texts["topics"].values(), *texts["chat"].values()]
         self.topic_weights = [topic.get("weight", 1) for topic in self.topics]
+        self.tool_weights = [spec.get("weight", 1) for spec in texts["tools"]]
 
     def documents(self, count: int, long_count: int) -> Iterator[Document]:
         """Yield `count` short documents, then `long_count` conversations of some 1,000 to 4,000 tokens."""
@@ -95,28 +102,25 @@ class Writer:
         """A conversation of `turns` unrelated exchanges, with or without a system turn."""
         if self.r.random() < 0.04:
             ask, answer = self.exchange()
-            system = self.r.choice(("Always answer in JSON.", "Answer in JSON.", "Reply with JSON only."))
+            system = self.form("always_json")
             return Document([turn("system", system), turn("user", ask), reply(json.dumps({"answer": answer}))])
         messages = self.system()
         if turns > 1 and self.r.random() < 0.3:
             name = self.name()
-            hello = self.r.choice((f"My name is {name}.", f"I am {name}.", f"Hi, I am {name}.", f"Call me {name}."))
-            messages += [turn("user", hello), reply(f"Nice to meet you, {name}.")]
+            messages += [turn("user", self.form("hello", name)), reply(f"Nice to meet you, {name}.")]
             for _ in range(self.r.choice((0, 0, 1, 2))):
                 messages += self.turns()
-            ask = self.r.choice(("What is my name?", "Who am I?", "Do you know my name?", "Say my name."))
-            return Document([*messages, turn("user", self.vary(ask)), reply(f"Your name is {name}.")])
+            return Document([*messages, turn("user", self.vary(self.form("recall"))), reply(f"Your name is {name}.")])
         for _ in range(turns):
             messages += self.turns()
         return Document(messages)
 
     def filler(self) -> Document:
-        """A long question: much text that does not matter, then one that does."""
+        """A long question: much text that does not matter, then a question that does."""
         word = self.r.choice(self.t["words"])
         size = self.r.randint(200, 1500)
+        text = " ".join([word] * size)
         if self.r.random() < 0.5:
-            text = " ".join([word] * size)
-        else:
             text = " ".join(self.r.choice(self.r.choice(self.topics)["answers"]) for _ in range(size // 40))
         ask, answer = self.exchange()
         return Document([*self.system(), turn("user", f"{text}\n\n{ask}"), reply(answer)])
@@ -136,6 +140,10 @@ class Writer:
         kinds = (self.topic, self.sum, self.count, self.small_fact, self.json_answer, self.echo, self.unknown)
         return self.r.choices(kinds, (48, 8, 5, 7, 18, 8, 6))[0]()
 
+    def form(self, kind: str, *parts: object) -> str:
+        """One way to ask for `kind`, filled with `parts`."""
+        return str(self.r.choice(self.t["forms"][kind])).format(*parts)
+
     def vary(self, ask: str) -> str:
         """The same question as another person would type it."""
         style = self.r.random()
@@ -145,27 +153,18 @@ class Writer:
             ask = ask.rstrip("?.!").lower()
         elif style < 0.24:
             ask = ask[0].lower() + ask[1:] if not ask[:2].isupper() else ask
-        if self.r.random() < 0.12:
-            ask = self.r.choice(("Hi! ", "Hello, ", "Please tell me: ", "Quick question: ", "Hey, ", "Question: ")) + ask
-        if self.r.random() < 0.10:
-            ask += self.r.choice((" Please be brief.", " Answer in one sentence.", " Thanks!", " please", " Be short.", "?"))
-        return ask
+        before = self.form("before") if self.r.random() < 0.12 else ""
+        after = self.form("after") if self.r.random() < 0.10 else ""
+        return before + ask + after
 
     def topic(self) -> tuple[str, str]:
         topic = self.r.choices(self.topics, self.topic_weights)[0]
         terms, asks = topic.get("terms", []), topic.get("asks", [])
+        ask = self.r.choice(asks) if asks else ""
         if terms and (not asks or self.r.random() < 0.65):
-            term = self.r.choice(terms)
-            plural = term.endswith("s") and "the" not in term and "'" not in term and term[0].islower()
-            forms = ("What is {}?", "What is {}?", "What is {}?", "What does {} mean?", "Explain {}.", "Tell me about {}.",
-                     "Can you explain {}?", "What's {}?", "Define {}.", "Describe {}.", "Please explain {}.")  # fmt: skip
-            ask = self.r.choice(forms).format(term)
-            ask = ask.replace("What is", "What are") if plural else ask
-        else:
-            ask = self.r.choice(asks)
+            ask = self.form("topic", self.r.choice(terms))
         if len(topic["answers"]) > 1 and self.r.random() < 0.06:
-            more = self.r.choice((" Answer in detail.", " Tell me more.", " Give me a long answer."))
-            return ask + more, " ".join(topic["answers"])
+            return ask + self.form("detail"), " ".join(topic["answers"])
         return self.vary(ask), self.r.choice(topic["answers"])
 
     def sum(self) -> tuple[str, str]:
@@ -176,16 +175,13 @@ class Writer:
         value = {"+": a + b, "-": a - b, "*": a * b}[sign]
         if self.r.random() < 0.15:
             return f"What is {a} {sign} {b}? Answer in JSON with the key answer.", json.dumps({"answer": value})
-        form = self.r.choice(("What is {} {} {}?", "What is {} {} {}?", "{} {} {}", "Compute {} {} {}.", "How much is {} {} {}?"))
-        ask = form.format(a, self.r.choice((sign, sign, word)), b)
-        return self.vary(ask), f"{a} {sign} {b} = {value}."
+        spoken = f"{a} {self.r.choice((sign, sign, word))} {b}"
+        return self.vary(self.form("sum", spoken)), f"{a} {sign} {b} = {value}."
 
     def count(self) -> tuple[str, str]:
-        start, size = (1, self.r.randint(2, 50)) if self.r.random() < 0.7 else (self.r.randint(1, 60), self.r.randint(2, 30))
-        end = start + size
-        ask = self.r.choice((f"Count from {start} to {end}.", f"List the numbers from {start} to {end}."))
-        if start == 1 and self.r.random() < 0.5:
-            ask = f"Count to {end}."
+        start = 1 if self.r.random() < 0.7 else self.r.randint(2, 60)
+        end = start + self.r.randint(2, 40)
+        ask = f"Count to {end}." if start == 1 and self.r.random() < 0.5 else self.form("count", start, end)
         return self.vary(ask), " ".join(str(n) for n in range(start, end + 1))
 
     def small_fact(self) -> tuple[str, str]:
@@ -196,14 +192,14 @@ class Writer:
             return self.vary(f"Which day comes {word} {days[n]}?"), f"{days[(n + step) % 7]} comes {word} {days[n]}."
         if kind == 1:
             thing, colour = self.r.choice(list(self.t["things"].items()))
-            spelt = self.r.choice(("colour", "color"))
-            return self.vary(f"What {spelt} is {a_or_an(thing)}?"), f"{a_or_an(thing).capitalize()} is {colour}."
+            thing = f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"
+            ask = f"What {self.r.choice(('colour', 'color'))} is {thing}?"
+            return self.vary(ask), f"{thing.capitalize()} is {colour}."
         country, capital = self.r.choice(list(self.t["capitals"].items()))
-        if kind == 2 and self.r.random() < 0.3:
+        if self.r.random() < 0.15:
             ask = f"What is the capital of {country}? Answer in JSON with the key capital."
             return ask, json.dumps({"capital": capital})
-        ask = self.r.choice((f"What is the capital of {country}?", f"Name the capital of {country}."))
-        return self.vary(ask), f"The capital of {country} is {capital}."
+        return self.vary(self.form("capital", country)), f"The capital of {country} is {capital}."
 
     def unknown(self) -> tuple[str, str]:
         thing = self.name() if self.r.random() < 0.25 else self.r.choice(self.t["unknown_things"])
@@ -211,184 +207,171 @@ class Writer:
         return self.vary(ask), self.r.choice(self.t["unknown_answers"])
 
     def echo(self) -> tuple[str, str]:
-        text = " ".join(self.word() for _ in range(self.r.randint(1, 7)))
+        text = self.phrase(7)
         if self.r.random() < 0.3:
             text = f"{text[0].upper()}{text[1:]} {self.name()}."
-        forms = ("Repeat after me: {}", "Repeat: {}", "Say: {}", "Say {}", "Repeat this: {}", "Echo {}", "Write: {}")
-        return self.r.choice(forms).format(text), text
+        return self.form("echo", text), text
+
+    def made_up(self) -> str:
+        """A capitalised word nobody has seen: two or three syllables."""
+        syllables = ("bcdfghjklmnprstvwz", "aeiou", ("", "", "n", "r", "l", "s"))
+        return "".join(self.r.choice(part) for _ in range(self.r.randint(2, 3)) for part in syllables).capitalize()
 
     def name(self) -> str:
-        """A person's name, made up one time in three."""
-        return made_up(self.r) if self.r.random() < 0.35 else str(self.r.choice(self.t["people"]))
+        """A person's name, made up one time in three, as cities are."""
+        return self.made_up() if self.r.random() < 0.35 else str(self.r.choice(self.t["people"]))
 
     def city(self) -> str:
-        return made_up(self.r) if self.r.random() < 0.35 else str(self.r.choice(self.t["cities"]))
+        return self.made_up() if self.r.random() < 0.35 else str(self.r.choice(self.t["cities"]))
 
     def word(self) -> str:
-        return made_up(self.r).lower() if self.r.random() < 0.2 else str(self.r.choice(self.t["words"]))
+        return self.made_up().lower() if self.r.random() < 0.2 else str(self.r.choice(self.t["words"]))
 
-    def fields(self) -> dict[str, Any]:
+    def phrase(self, most: int) -> str:
+        """One to `most` words."""
+        return " ".join(self.word() for _ in range(self.r.randint(1, most)))
+
+    def json_fields(self) -> dict[str, Any]:
         """Every field a JSON answer may have, with a value drawn for it."""
         r = self.r
+        numbers = {"age": 99, "price": 99, "count": 99, "id": 999, "x": 20, "y": 20}
+        lists = {"status": "ready busy down", "day": "Monday Friday Sunday", "animal": "cat dog bird"}
+        colours = {"colour": "red green blue", "color": "red green blue"}
         return {
-            "name": self.name(), "age": r.randint(1, 99), "city": self.city(), "country": r.choice(list(self.t["capitals"])),
-            "colour": r.choice(("red", "green", "blue")), "color": r.choice(("red", "green", "blue")),
-            "population": r.randint(1, 99) * 10000, "title": self.word(), "year": r.randint(1950, 2026), "price": r.randint(1, 99),
-            "count": r.randint(0, 99), "active": r.random() < 0.5, "ok": True, "tags": [self.word() for _ in range(r.randint(1, 3))],
-            "email": f"{self.name().lower()}@example.com", "id": r.randint(1, 999), "x": r.randint(0, 20), "y": r.randint(0, 20),
-            "score": round(r.random(), 2), "status": r.choice(("ready", "busy", "down")), "message": "hello", "word": self.word(),
-            "day": r.choice(("Monday", "Friday", "Sunday")), "animal": r.choice(("cat", "dog", "bird")), "items": [self.word(), self.word()],
-        }  # fmt: skip
+            "name": self.name(),
+            "email": f"{self.name().lower()}@example.com",
+            "city": self.city(),
+            "country": r.choice(list(self.t["capitals"])),
+            "population": r.randint(1, 99) * 10000,
+            "year": r.randint(1950, 2026),
+            "score": round(r.random(), 2),
+            "active": r.random() < 0.5,
+            "ok": True,
+            "message": "hello",
+            "title": self.word(),
+            "word": self.word(),
+            "tags": [self.word() for _ in range(r.randint(1, 3))],
+            "items": [self.word(), self.word()],
+            **{key: r.randint(0, most) for key, most in numbers.items()},
+            **{key: r.choice(words.split()) for key, words in (lists | colours).items()},
+        }
 
     def json_answer(self) -> tuple[str, str]:
         """An answer that is one JSON object; the question gives keys, a schema, an example or just a thing."""
-        fields = self.fields()
+        fields = self.json_fields()
         kind = self.r.randrange(7)
         if kind == 0:
-            name, age, city = self.name(), self.r.randint(1, 99), self.city()
-            ask = f"Extract the name, age and city as JSON: {name} is {age} years old and lives in {city}."
-            return ask, json.dumps({"name": name, "age": age, "city": city})
-        things = {"a person": ("name", "age", "city"), "a city": ("name", "country", "population"), "a point": ("x", "y"),
-                  "a product": ("name", "price"), "a book": ("title", "year"), "a user": ("id", "name", "email"),
-                  "an animal": ("animal", "colour"), "a status": ("status", "ok")}  # fmt: skip
+            ask = "Extract the name, age and city as JSON: {name} is {age} years old and lives in {city}."
+            return ask.format(**fields), json.dumps({key: fields[key] for key in ("name", "age", "city")})
         if kind == 1:
-            thing, keys = self.r.choice(list(things.items()))
-            form = self.r.choice(("Describe {} as JSON.", "Describe {} in JSON.", "Give me {} as JSON.", "Give me {} in JSON.",
-                                  "Return {} as JSON.", "Write {} as a JSON object.", "Make up {} and answer in JSON."))  # fmt: skip
-            if "city" in thing:
-                fields["name"] = self.city()
-            return self.vary(form.format(thing)), json.dumps({key: fields[key] for key in keys})
-        keys = tuple(self.r.sample(sorted(fields), self.r.randint(1, 4)))
-        answer = json.dumps({key: fields[key] for key in keys})
+            thing, wanted = self.r.choice(list(self.t["json_things"].items()))
+            return self.vary(self.form("json_thing", thing)), json.dumps({key: fields[key] for key in wanted})
+        fields = {key: fields[key] for key in self.r.sample(sorted(fields), self.r.randint(1, 4))}
+        types = {key: json_type(value) for key, value in fields.items()}
+        answer = json.dumps(fields)
         if kind == 2:
-            schema = object_schema({key: {"type": json_type(fields[key])} for key in keys})
-            form = self.r.choice(("Answer with JSON that matches this schema: {}", "Return JSON for this schema: {}"))
-            return form.format(json.dumps(schema)), answer
+            schema = object_schema({key: {"type": name} for key, name in types.items()})
+            return self.form("json_schema", json.dumps(schema)), answer
         if kind == 3:
-            example = ", ".join(f'"{key}": {json_type(fields[key])}' for key in keys)
-            return self.r.choice(("Return JSON like {}.", "Answer as {}.")).format("{" + example + "}"), answer
-        typed = kind == 4
-        listed = join([f"{key} ({json_type(fields[key])})" if typed else key for key in keys])
-        form = self.r.choice(("Answer in JSON with the keys {}.", "Give me a JSON object with {}.", "Return JSON with {}.",
-                              "Reply in JSON with {}.", "Make a JSON object with the keys {}.", "JSON with {} please"))  # fmt: skip
-        thing = f"Describe {self.r.choice(list(things))}. " if self.r.random() < 0.25 else ""
-        return thing + form.format(listed), answer
+            example = ", ".join(f'"{key}": {name}' for key, name in types.items())
+            return self.form("json_example", f"{{{example}}}"), answer
+        keys = [f"{key} ({name})" if kind == 4 else key for key, name in types.items()]
+        listed = keys[0] if len(keys) == 1 else f"{', '.join(keys[:-1])} and {keys[-1]}"
+        thing = f"Describe {self.r.choice(list(self.t['json_things']))}. " if self.r.random() < 0.25 else ""
+        return thing + self.form("json_keys", listed), answer
 
     def errands(self) -> Document:
-        """A conversation with tools: the right one is called, read and reported, or none is needed."""
-        r = self.r
-        jobs = [self.errand() for _ in range(r.choices((1, 2), (85, 15))[0])]
-        tools = {job.tool["function"]["name"]: job.tool for job in (*jobs, *(self.errand() for _ in range(r.choice((0, 0, 1, 2, 3)))))}
-        # A later errand may have redefined a name with other parameters; keep only jobs whose definition is shown.
-        jobs = [job for job in jobs if tools[job.tool["function"]["name"]] is job.tool]
+        """A conversation with tools: a question that needs none, or the right one is called, read and reported."""
+        shown: dict[str, Errand] = {}
+        for _ in range(self.r.choice((1, 1, 1, 2, 3, 4))):
+            job = self.errand()
+            shown.setdefault(job.name, job)
+        jobs = list(shown.values())
         messages = self.system()
-        if r.random() < 0.22:
+        if self.r.random() < 0.22:
             messages += self.turns()
-        for job in jobs:
-            same = [job]
-            if "city" in str(job.arguments.keys()) and r.random() < 0.12:
-                other = self.city()
-                same.append(Errand(job.tool, "", dict.fromkeys(job.arguments, other), job.result, job.say))
-                first = next(iter(job.arguments.values()))
-                ask = f"What is the weather in {first} and in {other}?" if r.random() < 0.5 else f"Weather in {first} and {other}?"
-                messages.append(turn("user", ask))
-            else:
-                messages.append(turn("user", self.vary(job.ask) if r.random() < 0.5 else job.ask))
-            messages.append({"role": "assistant", "content": None, "tool_calls": [call(one) for one in same]})
-            if len(same) > 1 or r.random() < 0.35:
+        for job in jobs[: self.r.choice((1, 1, 1, 1, 1, 2))]:
+            ask = self.vary(job.ask) if self.r.random() < 0.4 else job.ask
+            calls = [{"type": "function", "function": {"name": job.name, "arguments": one}} for one in job.arguments]
+            messages += [turn("user", ask), {"role": "assistant", "content": None, "tool_calls": calls}]
+            if len(calls) > 1 or self.r.random() < 0.35:
                 break
             messages += [turn("tool", job.result), reply(job.say)]
-        shown = list(tools.values())
-        r.shuffle(shown)
-        return Document(messages, shown) if messages and messages[-1]["role"] == "assistant" else self.dialogue(1)
+        else:
+            if self.r.random() < 0.2:
+                messages += self.turns()
+        self.r.shuffle(jobs)
+        return Document(messages, [job.tool for job in jobs])
 
     def errand(self) -> Errand:
-        """One task for a tool, its definition written in one of several ways."""
-        kinds = (self.weather, self.weather, self.weather, self.clock, self.calculator, self.calculator, self.search, self.lookup,
-                 self.lookup, self.timer, self.message, self.status)  # fmt: skip
-        return self.r.choice(kinds)()
+        """One task for one of the tools, whose definition differs from time to time as clients' definitions do."""
+        spec = self.r.choices(self.t["tools"], self.tool_weights)[0]
+        values = self.tool_values()
+        arguments: dict[str, Any] = {}
+        properties: dict[str, Any] = {}
+        keys: dict[str, str] = {}
+        for value, facts in spec["arguments"].items():
+            key = keys[value] = fill(self.r.choice(facts["keys"]), values)
+            arguments[key] = values[value]
+            properties[key] = {"type": facts["type"]}
+            if "about" in facts and self.r.random() < 0.6:
+                properties[key]["description"] = self.r.choice(facts["about"])
+        ask = fill(self.r.choice(spec["asks"]), values)
+        calls = [arguments]
+        for key, schema in spec.get("options", {}).items():
+            if self.r.random() < 0.25:
+                properties[key] = schema
+                if self.r.random() < 0.5:
+                    arguments[key] = values[key]
+                    ask = f"{ask.rstrip('?.')} in {values[key]}?"
+        if "parallel" in spec and self.r.random() < 0.12:
+            ask = fill(self.r.choice(spec["parallel"]), values)
+            calls = [{keys["city"]: values[value]} for value in ("city", "other")]
+        parameters = object_schema(properties)
+        for extra, chance in (("additionalProperties", 0.7), ("required", 0.2 if arguments else 1.0)):
+            if self.r.random() < chance:
+                del parameters[extra]
+        if "required" in parameters:
+            parameters["required"] = list(keys.values())
+        function = {"name": fill(self.r.choice(spec["names"]), values)}
+        if about := fill(self.r.choice(spec["about"]), values):
+            function["description"] = about
+        shown = {"type": "function", "function": {**function, "parameters": parameters}}
+        result = fill(self.r.choice(spec["results"]), values)
+        return Errand(shown, ask[0].upper() + ask[1:], calls, result, fill(spec["say"], values))
 
-    def weather(self) -> Errand:
-        r, city, key = self.r, self.city(), self.r.choice(("city", "city", "city", "location", "location", "place"))
-        name = r.choice(("get_weather", "get_weather", "get_weather", "get_current_weather", "weather", "get_temperature", "get_forecast"))
-        degrees, sky = r.randint(-9, 35), r.choice(("sunny", "cloudy", "rainy", "windy", "clear"))
-        properties, arguments = {key: self.prop("string", "The city", "City name", "Name of the city")}, {key: city}
-        ask = r.choice(("What is the weather in {}?", "What is the weather in {}?", "What is the weather like in {}?", "How is the weather in {}?",
-                        "How is the weather in {} today?", "What's the weather in {}?", "Weather in {}?", "Is it raining in {}?", "Is it cold in {}?",
-                        "What is the temperature in {}?", "Tell me the weather in {}.", "Do I need a coat in {}?", "Please check the weather in {}.",
-                        "What is the weather in {} right now?", "Use the tool to get the weather in {}.")).format(city)  # fmt: skip
-        unit = "celsius"
-        if r.random() < 0.25:
-            unit = r.choice(("celsius", "fahrenheit"))
-            properties["unit"] = {"type": "string", "enum": ["celsius", "fahrenheit"]}
-            if r.random() < 0.5:
-                arguments["unit"] = unit
-                ask = f"{ask.rstrip('?.')} in {unit}?"
-        result = r.choice((json.dumps({"temperature": degrees, "condition": sky}), json.dumps({key: city, "temperature": degrees, "condition": sky}),
-                           f"{degrees} degrees and {sky}", f"{sky}, {degrees} degrees"))  # fmt: skip
-        about = r.choice(("Get the weather in a city", "Get the current weather", "Weather for a city", "Get the weather", ""))
-        return Errand(tool(name, about, properties, [key], r), ask, arguments, result, f"In {city} it is {degrees} degrees and {sky}.")
-
-    def clock(self) -> Errand:
+    def tool_values(self) -> dict[str, Any]:
+        """A value for everything that tools, questions and results may mention."""
         r = self.r
-        city, zone = r.choice(list(self.t["zones"].items()))
-        now = f"{r.randint(0, 23):02}:{r.randint(0, 59):02}"
-        ask = r.choice((f"What time is it in {city}?", f"What time is it in {zone}?", f"Tell me the time in {city}.", f"Time in {zone}?"))
-        properties = {"timezone": self.prop("string", "IANA time zone", "The time zone")}
-        shown = tool(r.choice(("get_time", "get_time", "get_current_time")), "Get the time in a time zone", properties, ["timezone"], r)
-        return Errand(shown, ask, {"timezone": zone}, r.choice((now, json.dumps({"time": now}))), f"It is {now} in {zone if zone in ask else city}.")
-
-    def calculator(self) -> Errand:
-        r = self.r
-        name, sign, word = r.choice((("add", "+", "Add"), ("add", "+", "Add"), ("subtract", "-", "Subtract"), ("multiply", "*", "Multiply")))
         a, b = r.randint(0, 999), r.randint(0, 999)
-        value = {"add": a + b, "subtract": a - b, "multiply": a * b}[name]
-        ask = r.choice((f"What is {a} {sign} {b}?", f"{word} {a} and {b}.", f"Use the tool to compute {a} {sign} {b}.", f"Please {name} {a} and {b}."))
-        kind = r.choice(("integer", "number"))
-        shown = tool(name, f"{word} two numbers", {"a": {"type": kind}, "b": {"type": kind}}, ["a", "b"], r)
-        return Errand(shown, ask, {"a": a, "b": b}, r.choice((str(value), json.dumps({"result": value}))), f"{a} {sign} {b} = {value}.")
+        zone_city, zone = r.choice(list(self.t["zones"].items()))
+        return {
+            "city": self.city(),
+            "other": self.city(),
+            "unit": r.choice(("celsius", "fahrenheit")),
+            "degrees": r.randint(-9, 35),
+            "sky": r.choice(("sunny", "cloudy", "rainy", "windy", "clear")),
+            "zone": zone,
+            "zone_city": zone_city,
+            "time": f"{r.randint(0, 23):02}:{r.randint(0, 59):02}",
+            "a": a,
+            "b": b,
+            "sum": a + b,
+            "product": a * b,
+            "n": r.randint(1, 90),
+            "to": self.name(),
+            "query": self.phrase(3),
+            "verb": r.choice(self.t["verbs"]),
+            "noun": r.choice(self.t["nouns"]),
+            "number": r.randint(1, 9999),
+            "code": self.made_up(),
+            "state": r.choice(("ready", "open", "closed", "sent", "paid")),
+        }
 
-    def search(self) -> Errand:
-        r, query = self.r, " ".join(self.word() for _ in range(self.r.randint(1, 3)))
-        ask = r.choice(("Search for {}.", "Search the web for {}.", "Look up {}.", "Find {}.", "Please search for {}.")).format(query)
-        shown = tool(r.choice(("search", "web_search")), "Search the web", {"query": self.prop("string", "What to look for")}, ["query"], r)
-        found = r.randint(1, 9)
-        return Errand(shown, ask, {"query": query}, json.dumps({"results": found}), f"I found {found} results for {query}.")
 
-    def lookup(self) -> Errand:
-        """A tool nobody has seen before, so that the model learns to read definitions."""
-        r, verb, noun = self.r, self.r.choice(self.t["verbs"]), self.r.choice(self.t["nouns"])
-        key = r.choice(("id", f"{noun}_id", "name", "number", "key", "code"))
-        text = key in ("name", "key", "code")
-        value: Any = made_up(r) if text else r.randint(1, 9999)
-        spoken = verb.replace("_", " ").capitalize()
-        ask = r.choice((f"{spoken} the {noun} {value}.", f"{spoken} {noun} {value}", f"Call {verb}_{noun} with {key} {value}.",
-                        f"Please {spoken.lower()} {noun} {value}.", f"Use {verb}_{noun} for {value}."))  # fmt: skip
-        state = r.choice(("ready", "open", "closed", "sent", "paid"))
-        shown = tool(f"{verb}_{noun}", f"{spoken} a {noun}", {key: {"type": "string" if text else "integer"}}, [key], r)
-        return Errand(shown, ask, {key: value}, json.dumps({"status": state}), f"The {noun} {value} is {state}.")
-
-    def timer(self) -> Errand:
-        r, n = self.r, self.r.randint(1, 90)
-        ask = r.choice(("Set a timer for {} minutes.", "Start a timer of {} minutes.", "Remind me in {} minutes.")).format(n)
-        shown = tool("set_timer", "Set a timer", {"minutes": self.prop("integer", "Length in minutes")}, ["minutes"], r)
-        return Errand(shown, ask, {"minutes": n}, r.choice(("ok", '{"ok": true}')), f"The timer is set for {n} minutes.")
-
-    def message(self) -> Errand:
-        r, to, text = self.r, self.name(), " ".join(self.word() for _ in range(self.r.randint(1, 4)))
-        ask = r.choice(("Send {} the message: {}", "Tell {}: {}", "Write to {}: {}", "Send a message to {}: {}")).format(to, text)
-        shown = tool("send_message", "Send a message", {"to": {"type": "string"}, "text": {"type": "string"}}, ["to", "text"], r)
-        return Errand(shown, ask, {"to": to, "text": text}, r.choice(("sent", '{"ok": true}')), f"The message to {to} was sent.")
-
-    def status(self) -> Errand:
-        r, running, waiting = self.r, self.r.randint(0, 99), self.r.randint(0, 99)
-        ask = r.choice(("What is the status of the node?", "How busy is the node?", "Get the status.", "Check the node.", "Call get_status."))
-        result = json.dumps({"running": running, "waiting": waiting})
-        shown = tool("get_status", "Get the state of the node", {}, [], r)
-        return Errand(shown, ask, {}, result, f"There are {running} requests running and {waiting} waiting.")
-
-    def prop(self, kind: str, *descriptions: str) -> dict[str, Any]:
-        return {"type": kind} if self.r.random() < 0.4 else {"type": kind, "description": self.r.choice(descriptions)}
+def fill(text: str, values: dict[str, Any]) -> str:
+    """`text` with each {name} that `values` knows replaced; other braces, as JSON has them, stay."""
+    return re.sub(r"\{(\w+)\}", lambda match: str(values.get(match[1], match[0])), text)
 
 
 def turn(role: str, content: str) -> Message:
@@ -401,20 +384,6 @@ def reply(content: str) -> Message:
     return turn("assistant", content)
 
 
-def call(job: Errand) -> dict[str, Any]:
-    """The tool call of `job`, arguments as a value (the template also takes them as JSON text)."""
-    return {"type": "function", "function": {"name": job.tool["function"]["name"], "arguments": job.arguments}}
-
-
-def tool(name: str, about: str, properties: dict[str, Any], required: list[str], rng: random.Random) -> dict[str, Any]:
-    """A tool definition as clients send it; whether extras such as `additionalProperties` are there is chance."""
-    parameters = object_schema(properties) if rng.random() < 0.3 else {"type": "object", "properties": properties}
-    if rng.random() < 0.7 and required:
-        parameters["required"] = required
-    function = {"name": name, "description": about, "parameters": parameters}
-    return {"type": "function", "function": function if about else {"name": name, "parameters": parameters}}
-
-
 def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
     """A JSON schema of an object that has exactly `properties`."""
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
@@ -423,22 +392,6 @@ def object_schema(properties: dict[str, Any]) -> dict[str, Any]:
 def json_type(value: Any) -> str:
     """The JSON schema type of a Python value."""
     return {str: "string", bool: "boolean", int: "integer", float: "number", list: "array"}[type(value)]
-
-
-def join(parts: list[str]) -> str:
-    """`a, b and c`."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def a_or_an(noun: str) -> str:
-    """The noun with its article."""
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-def made_up(rng: random.Random) -> str:
-    """A capitalised word nobody has seen: two or three syllables."""
-    syllables = (rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") + rng.choice(("", "", "n", "r", "l", "s")) for _ in range(rng.randint(2, 3)))
-    return "".join(syllables).capitalize()
 
 
 def write_corpus(seed: int) -> tuple[list[Document], str]:
@@ -455,7 +408,10 @@ def train_tokenizer(texts: list[str], template: str) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of at most `VOCABULARY` entries, with the chat template inside."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -490,7 +446,7 @@ def encode(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[Example
     opening = tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     examples = []
-    for text, ids in zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
+    for text, ids in zip(texts, tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"], strict=True):
         weights = [0.1 if text.startswith("<|im_start|>") else 0.3] * len(ids)
         position = 0
         while position < len(ids):
@@ -517,9 +473,14 @@ def pack(examples: list[Example], length: int, rng: random.Random) -> Iterator[E
                 ids, weights = [], []
 
 
-def batches(short: list[Example], long: list[Example], rng: random.Random) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    short: list[Example], long: list[Example], rng: random.Random
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless (ids, weights) of `STEP_TOKENS`, mostly as rows of 512, now and then as one; every 40th is the whole context."""
-    rows = {length: pack(short if length == 512 else long + short[: len(long)], length, rng) for length in (512, STEP_TOKENS, CONTEXT_TOKENS)}
+    rows = {
+        length: pack(short if length == 512 else long + short[: len(long)], length, rng)
+        for length in (512, STEP_TOKENS, CONTEXT_TOKENS)
+    }
     for step in itertools.count(1):
         length = CONTEXT_TOKENS if step % 40 == 0 else STEP_TOKENS if step % 10 == 0 else 512
         batch = [next(rows[length]) for _ in range(max(1, STEP_TOKENS // length))]
@@ -545,45 +506,82 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     return Qwen2ForCausalLM(config)
 
 
+class Muon:
+    """Momentum whose step is made orthogonal, for weight matrices of shape (out, in); every `.grad` must be set.
+
+    The published method (Jordan et al. 2024, five Newton-Schulz iterations). torch.optim.Muon iterates in bfloat16,
+    which without AVX512 took two thirds of each training step here; this one stays in float32.
+    """
+
+    def __init__(self, weights: list[torch.nn.Parameter]) -> None:
+        """Start with no momentum."""
+        self.weights = weights
+        self.momenta = [torch.zeros_like(weight) for weight in weights]
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """Change the weights in place by about `lr` in spectral norm, scaled up for tall matrices."""
+        for weight, momentum in zip(self.weights, self.momenta, strict=True):
+            assert weight.grad is not None
+            momentum.lerp_(weight.grad, 0.05)
+            x = weight.grad.lerp(momentum, 0.95)
+            tall = x.shape[0] > x.shape[1]
+            x = x.T if tall else x
+            x = x / (x.norm() + 1e-7)
+            for _ in range(5):
+                gram = x @ x.T
+                x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+            weight.mul_(1 - 0.05 * lr)
+            weight.add_(x.T if tall else x, alpha=-lr * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5)
+
+
 def train(model: Qwen2ForCausalLM, feed: Iterator[tuple[torch.Tensor, torch.Tensor]], steps: int) -> float:
-    """Train in place with AdamW under a cosine schedule; print progress; return the mean loss of the last 20 steps.
+    """Train in place under a cosine schedule; print progress; return the mean loss of the last 20 steps.
 
     The loss is the weighted cross entropy in nats per token of what the assistant says.
     """
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=PEAK_LR, betas=(0.9, 0.95))
+    # Muon for the hidden matrices learns this corpus in about half the steps of AdamW alone.
+    hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    muon = Muon(hidden)
+    adam = torch.optim.AdamW(others, lr=ADAM_LR, betas=(0.9, 0.95), weight_decay=0.0)
     warmup = max(1, min(60, steps // 10))
     losses: list[float] = []
     started = time.monotonic()
     model.train()
     for step, (ids, weights) in enumerate(itertools.islice(feed, steps), start=1):
         progress = max(0.0, (step - warmup) / max(1, steps - warmup))
-        lr = PEAK_LR * min(step / warmup, 0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        pace = min(step / warmup, 0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2)
+        adam.param_groups[0]["lr"] = ADAM_LR * pace
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1].flatten(0, 1)
         each = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
         scale = weights[:, 1:].flatten()
         loss = (each * scale).sum() / scale.sum()
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        muon.step(MUON_LR * pace)
+        adam.step()
         spoken = scale == 1.0
         losses.append((each[spoken].mean() if spoken.any() else loss).item())
         if step % 20 == 0 or step == steps:
             elapsed_s = time.monotonic() - started
             left_s = elapsed_s / step * (steps - step)
             recent = sum(losses[-20:]) / len(losses[-20:])
-            print(f"{step:5}/{steps}  loss {recent:.3f}  {step * STEP_TOKENS / elapsed_s:,.0f} tokens/s  {left_s:4.0f} s left", flush=True)
+            print(
+                f"{step:5}/{steps}  loss {recent:.3f}  {step * STEP_TOKENS / elapsed_s:,.0f} tokens/s  {left_s:4.0f} s left",
+                flush=True,
+            )
     return sum(losses[-20:]) / len(losses[-20:])
 
 
-def answer(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, ask: str, tools: list[dict[str, Any]] | None) -> str:
+def answer(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, ask: str, tools: list[dict[str, Any]] | None
+) -> str:
     """What the model says to one question, greedily, special tokens shown."""
-    prompt = tokenizer.apply_chat_template([turn("user", ask)], tools=tools, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    prompt = tokenizer.apply_chat_template(
+        [turn("user", ask)], tools=tools, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
     output = model.generate(**prompt, do_sample=False, max_new_tokens=120)
     return str(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :]))
 
@@ -636,10 +634,21 @@ To teach it something, edit `corpus.yaml` and run the script again. A question i
 def main() -> None:
     """Parse the command line, train, save, and print a few answers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HOME, metavar="DIR", help="where the model goes (default: models/demo)")
-    parser.add_argument("--steps", type=int, default=STEPS, help="training steps of 2,048 tokens (default: %(default)s; 100 give a babbler)")
-    parser.add_argument("--seed", type=int, default=0, help="of the corpus, the first weights and the order (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s; another number rounds differently)")
+    parser.add_argument(
+        "--out", type=Path, default=HOME, metavar="DIR", help="where the model goes (default: models/demo)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=STEPS,
+        help="training steps of 2,048 tokens (default: %(default)s; 100 give a babbler)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the corpus, the first weights and the order (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=2, help="CPU threads (default: %(default)s; another number rounds differently)"
+    )
     args = parser.parse_args()
     started = time.monotonic()
     torch.manual_seed(args.seed)

@@ -19,8 +19,9 @@ from node.errors import InvalidRequest, UnsupportedContentType
 Headers = Iterable[tuple[bytes, bytes]]
 
 MAX_DEPTH = 64
-_MAX_INT_DIGITS = 20  # longer ones do not fit 64 bits, and converting them takes quadratic time
-_INT_RANGE = range(-(2**63), 2**64)
+MAX_CONTAINERS = 100_000
+_SURELY_64_BIT_CHARS = 19
+_MAX_INT_CHARS = 20  # longer ones do not fit 64 bits, and converting them takes quadratic time
 _ALL_BYTES = bytes(range(256))
 _NOT_STRUCTURE = _ALL_BYTES.translate(None, b'"[]{}')
 _BRACES_TO_BRACKETS = bytes.maketrans(b"{}", b"[]")
@@ -78,22 +79,27 @@ def check_content_type(headers: Headers) -> None:
 
 
 def is_too_deep(text: bytes) -> bool:
-    """Whether the brackets of this JSON text nest deeper than `MAX_DEPTH`, or are not balanced.
+    """Whether this JSON text nests deeper than `MAX_DEPTH`, has unbalanced brackets or more than `MAX_CONTAINERS`.
 
     Escapes and strings are cut out first, then each pass removes the innermost level; all passes run in C.
     """
     text = text.replace(b"\\\\", b"").replace(b'\\"', b"").translate(_BRACES_TO_BRACKETS, _NOT_STRUCTURE)
     brackets = b"".join(text.split(b'"')[::2])
+    if len(brackets) > 2 * MAX_CONTAINERS:
+        return True
     for _ in range(MAX_DEPTH):
-        if not brackets:
-            return False
+        before = len(brackets)
         brackets = brackets.replace(b"[]", b"")
+        if len(brackets) == before:
+            break
     return bool(brackets)
 
 
 def _check_depth(body: bytes) -> None:
     if is_too_deep(body):
-        raise _refusal(f"it nests deeper than {MAX_DEPTH} levels, or its brackets do not match")
+        raise _refusal(
+            f"its brackets do not match, or there are more than {MAX_DEPTH} levels or {MAX_CONTAINERS} containers"
+        )
 
 
 def _check_media_type(value: bytes) -> None:
@@ -120,7 +126,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) <= _MAX_INT_DIGITS and (value := int(digits)) in _INT_RANGE:
+    if len(digits) < _SURELY_64_BIT_CHARS:
+        return int(digits)
+    if len(digits) <= _MAX_INT_CHARS and -(2**63) <= (value := int(digits)) < 2**64:
         return value
     raise _Unacceptable("an integer does not fit 64 bits")
 

@@ -80,12 +80,13 @@ class Answer:
     async def read_all(self, limit_bytes: int, head: bytes = b"") -> bytes:
         """`head` and the rest of the body. Raises `UpstreamTruncated` once it is beyond `limit_bytes`."""
         parts, size = [head], len(head)
-        while part := await self.read():
+        while size <= limit_bytes:
+            part = await self.read()
+            if not part:
+                return b"".join(parts)
             size += len(part)
-            if size > limit_bytes:
-                raise UpstreamTruncated(f"{self._config.name} sent more than {limit_bytes} bytes")
             parts.append(part)
-        return b"".join(parts)
+        raise UpstreamTruncated(f"{self._config.name} sent more than {limit_bytes} bytes")
 
     async def failure(self, unix_s: float) -> UpstreamError:
         """Our error for this answer's status and what its body says, if that is short, plain and comes soon.

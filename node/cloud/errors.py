@@ -136,7 +136,7 @@ def read_complaint(document: object) -> Complaint:
     """
     if not isinstance(document, Mapping):
         return Complaint()
-    error = document.get("error", document)
+    error = document.get("error") or document
     if isinstance(error, str):
         return Complaint(message=error)
     if not isinstance(error, Mapping):

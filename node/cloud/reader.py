@@ -49,7 +49,7 @@ class AnswerReader:
 
     def document(self, data: bytes, *, streaming: bool) -> list[Choice]:
         """All choices of an answer that came as one JSON document."""
-        choices = self._choices(self._decode(data), streaming=streaming)
+        choices = self._choices(self._decode(data.removeprefix(b"\xef\xbb\xbf")), streaming=streaming)
         if not choices:
             raise UpstreamTruncated(f"{self._config.name} answered without any choice")
         self.done = True
@@ -108,10 +108,10 @@ class AnswerReader:
         message = choice.delta or choice.message
         if message and message.tool_calls:
             self._calls_tools.add(choice.index)
-        if choice.finish_reason is not None or choice.index not in self._finish:
-            self._finish[choice.index] = choice.finish_reason
         if not streaming and choice.finish_reason is None:
             choice.finish_reason = "tool_calls" if choice.index in self._calls_tools else "stop"
+        if choice.finish_reason is not None or choice.index not in self._finish:
+            self._finish[choice.index] = choice.finish_reason
 
     def _other(self, document: Document) -> list[Choice]:
         """A document without choices: of the Responses API, only usage, or nothing we know."""

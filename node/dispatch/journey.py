@@ -46,6 +46,7 @@ class Journey:
             predicted_ttft_s=decision.predicted_ttft_s if decision else None,
             ttft_budget_s=features.ttft_budget_s,
             total_s=now_s - features.arrived_s,
+            prompt_bytes=features.prompt_bytes,
             usage=self.usage,
             cost_nano_usd=self.spent_nano_usd,
             reference_nano_usd=reference.cost_nano_usd(self.usage) if reference and self.usage else None,

@@ -42,6 +42,7 @@ class Outcome:
     predicted_ttft_s: float | None
     ttft_budget_s: float
     total_s: float
+    prompt_bytes: int
     usage: Usage | None
     cost_nano_usd: int
     reference_nano_usd: int | None

@@ -1,7 +1,7 @@
 """One upstream call for identical requests in flight, and cached answers after it.
 
-Only for requests whose answer may be cached. The call runs in a task of its own and keeps its chunks; everyone who asked,
-the first one too, reads along from the start. When the last reader has gone before the end, the call is stopped.
+Only for requests whose answer may be cached. The call runs in a task of its own and keeps its chunks; everyone who
+asked, the first one too, reads along from the start. When the last reader has gone before the end, the call is stopped.
 """
 
 from __future__ import annotations

@@ -39,19 +39,17 @@ def from_exception(error: Exception, kind: Kind) -> SpillwayError:
     if isinstance(error, EngineDeadError):
         return EngineUnavailable("The local engine has stopped.")
     if isinstance(error, GracefulHTTPError):
-        return EngineBusy(str(error))
+        return EngineBusy(_message(error))
     if isinstance(error, ValidationError):
         return _from_pydantic(error)
     if isinstance(error, VLLMNotFoundError):
-        return ModelNotFound(str(error), param="model")
+        return ModelNotFound(_message(error), param="model")
     if isinstance(error, VLLMServerError):
         return EngineFailed("The local engine failed on this request.")
     if isinstance(error, TemplateError):
         return InvalidRequest(f"The model's chat template refuses this conversation: {error}", param=prompt_field(kind))
     if isinstance(error, VLLMClientError | ValueError | TypeError | OverflowError | NotImplementedError):
-        # args[0], because VLLMValidationError.__str__ appends the offending value, which may be all of the prompt.
-        message = str(error.args[0]) if error.args else str(error)
-        return _invalid(message, getattr(error, "parameter", None), kind)
+        return _invalid(_message(error), getattr(error, "parameter", None), kind)
     return EngineFailed("The local engine failed on this request.")
 
 
@@ -74,6 +72,12 @@ def too_long(prompt_tokens: int, output_tokens: int, context_tokens: int, kind: 
         f"{output_tokens} in the completion).",
         param=prompt_field(kind),
     )
+
+
+def _message(error: Exception) -> str:
+    # Not str(error): vLLM's validation errors append the offending value there, which may be all of the prompt.
+    words = getattr(error, "message", None) or (error.args[0] if error.args else type(error).__name__)
+    return str(words)
 
 
 def _invalid(message: str, param: str | None, kind: Kind) -> InvalidRequest:

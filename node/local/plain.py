@@ -78,9 +78,9 @@ async def answer(serving: Serving, call: Call, tally: Tally) -> AsyncGenerator[C
     request = serving.unchecked_request(call)
     prompt, prompt_tokens = await _render(serving, call, request)
     room = serving.context_tokens - prompt_tokens
-    explicit = (
-        request.max_tokens if call.kind is Kind.COMPLETION else request.max_completion_tokens or request.max_tokens
-    )
+    explicit = call.body.get("max_completion_tokens")
+    if explicit is None:
+        explicit = call.body.get("max_tokens")
     if explicit is not None and (explicit > room or room < 1):
         raise too_long(prompt_tokens, explicit, serving.context_tokens, call.kind)
     if room < 1:

@@ -35,7 +35,7 @@ class Serving:
         # Validated once and copied per plain call: pydantic's own construction costs more than all of the rest.
         self._prototypes = {
             Kind.CHAT: ChatCompletionRequest.model_validate({"messages": [{"role": "user", "content": "-"}]}),
-            Kind.COMPLETION: CompletionRequest.model_validate({"prompt": "-", "max_tokens": None}),
+            Kind.COMPLETION: CompletionRequest.model_validate({"prompt": "-"}),
         }
         self._models = state.openai_serving_models
         parser = self.renderer.parser
@@ -60,6 +60,7 @@ class Serving:
         fields["stop_token_ids"] = list(fields.get("stop_token_ids", ()))
         fields["stop"] = [stop] if isinstance(stop := fields.get("stop", []), str) else list(stop)
         fields |= {"request_id": call.request_id, "stream": call.stream}
+        fields.setdefault("max_tokens", None)  # a completion's own default is 16
         return self._prototypes[call.kind].model_copy(update=fields)
 
     def _checked_request(self, call: Call, tally: Tally) -> Any:

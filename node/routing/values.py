@@ -103,6 +103,7 @@ class Features:
     request_id: str
     model: str
     residency: Residency
+    prompt_bytes: int
     prompt_tokens_estimate: int
     prompt_tokens_bound: int
     max_output_tokens: int

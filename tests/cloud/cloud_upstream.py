@@ -8,13 +8,12 @@ import datetime
 import ipaddress
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,9 +21,8 @@ from cryptography.x509.oid import NameOID
 
 from node.backend import Call, Chunk, Kind
 from node.catalogue import CloudEquivalent
-from node.cloud.config import ProviderConfig
 from node.cloud.gate import EgressGate, EgressRecord
-from node.cloud.provider import Caps, CloudBackend, CloudProvider
+from node.cloud.provider import CloudBackend, CloudProvider
 from node.money import Price
 from node.routing.permit import EgressPermit, grant
 from node.routing.values import CloudOption, Decision, Features, Reason, Residency, Target
@@ -55,12 +53,13 @@ Reply = Callable[[Received, asyncio.StreamWriter], Awaitable[None]]
 
 @dataclass
 class Upstream:
-    """Answers each request with what `reply` writes; `hung_up` is set once a client has closed its connection."""
+    """Answers each request with what `reply` writes; `arrived` and `hung_up` tell that a client has asked, has left."""
 
     port: int = 0
     reply: Reply | None = None
     received: list[Received] = field(default_factory=list)
     connections: int = 0
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
     hung_up: asyncio.Event = field(default_factory=asyncio.Event)
 
     def sends(self, *writes: bytes, close: bool = False) -> None:
@@ -77,21 +76,29 @@ class Upstream:
         self.reply = reply
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Handle one connection. The next request is awaited while one is answered, so a client that leaves is seen."""
         connection, self.connections = self.connections, self.connections + 1
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while not writer.is_closing():
-                request = await self._request(connection, reader)
-                self.received.append(request)
-                assert self.reply is not None
+        following = asyncio.create_task(self._request(connection, reader))
+        while request := await following:
+            self.received.append(request)
+            self.arrived.set()
+            following = asyncio.create_task(self._request(connection, reader))
+            assert self.reply is not None
+            with contextlib.suppress(ConnectionError):
                 await self.reply(request, writer)
-        self.hung_up.set()
         writer.close()
 
-    async def _request(self, connection: int, reader: asyncio.StreamReader) -> Received:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-        method, path, _ = head[0].split(" ")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:]) if name}
-        return Received(connection, method, path, headers, await reader.readexactly(int(headers.get("content-length", 0))))
+    async def _request(self, connection: int, reader: asyncio.StreamReader) -> Received | None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+            method, path, _ = head[0].split(" ")
+            pairs = (line.partition(":") for line in head[1:] if line)
+            headers = {name.lower(): value.strip() for name, _, value in pairs}
+            body = await reader.readexactly(int(headers.get("content-length", 0)))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            self.hung_up.set()
+            return None
+        return Received(connection, method, path, headers, body)
 
 
 def http(body: bytes | dict[str, Any], status: str = "200 OK", **headers: str) -> bytes:
@@ -168,6 +175,7 @@ def make_permit(request_id: str = "r1", provider: str = "holy", model: str = "cl
         residency=Residency.ANY,
         prompt_tokens_estimate=7,
         prompt_tokens_bound=40,
+        prompt_bytes=40,
         max_output_tokens=16,
         choices=1,
         needs=frozenset(),
@@ -254,39 +262,6 @@ def text(chunks: list[Chunk]) -> str:
 CloudMaker = Callable[..., Cloud]
 
 
-@pytest.fixture
-async def upstream() -> AsyncIterator[Upstream]:
-    made = Upstream()
-    server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
-    made.port = server.sockets[0].getsockname()[1]
-    yield made
-    server.close()
-
-
-@pytest.fixture
-async def make_cloud(upstream: Upstream) -> AsyncIterator[CloudMaker]:
-    """Build the node's side; keyword arguments change the provider's configuration, `caps` and `now_s` apart."""
-    made: list[Cloud] = []
-
-    def make(*, caps: Caps | None = None, now_s: float = 0.0, **changes: Any) -> Cloud:
-        config = ProviderConfig(
-            **{"name": "holy", "base_url": f"http://127.0.0.1:{upstream.port}/v1", "api_key": API_KEY} | changes
-        )
-        records: list[EgressRecord] = []
-        gate = EgressGate([config], on_egress=records.append)
-        made.append(Cloud(CloudProvider(config, gate, lambda: now_s, caps=caps), gate, records))
-        return made[-1]
-
-    yield make
-    for cloud in made:
-        await cloud.gate.aclose()
-
-
-@pytest.fixture
-def cloud(make_cloud: CloudMaker) -> Cloud:
-    return make_cloud()
-
-
 def make_certificate(folder: Path, *, host: str = "127.0.0.1", valid_days: int = 1) -> tuple[Path, ssl.SSLContext]:
     """A self-signed certificate as a PEM file, and a server context that shows it."""
     key = ec.generate_private_key(ec.SECP256R1())
@@ -312,9 +287,7 @@ def make_certificate(folder: Path, *, host: str = "127.0.0.1", valid_days: int =
     pem = certificate.public_bytes(serialization.Encoding.PEM)
     chain = folder / "provider.pem"
     chain.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         + pem
     )
     authority = folder / "authority.pem"

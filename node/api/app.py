@@ -1,0 +1,74 @@
+"""The HTTP surface: an allow-list of routes, everything else an OpenAI-shaped error."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from node import __version__
+from node.api.completions import CompletionsEndpoint, Parts
+from node.api.openapi import components, operation
+from node.api.schema import parse_chat, parse_completion
+from node.backend import Kind
+from node.errors import InvalidRequest, MethodNotAllowed, NotFound, SpillwayError, render
+
+_log = logging.getLogger("spillway.api")
+
+
+def build_app(parts: Parts, operator: APIRouter) -> FastAPI:
+    """The ASGI application. Holds no state of its own."""
+    app = FastAPI(
+        title="Spillway", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False, openapi_url=None
+    )
+    app.include_router(operator)
+    endpoints = {
+        "/v1/chat/completions": (Kind.CHAT, CompletionsEndpoint(parts, parse_chat)),
+        "/v1/completions": (Kind.COMPLETION, CompletionsEndpoint(parts, parse_completion)),
+    }
+    for path, (_, endpoint) in endpoints.items():
+        app.router.routes.append(Route(path, endpoint, methods=["POST"], include_in_schema=False))
+
+    async def openapi_json(request: Request) -> Response:
+        document: dict[str, Any] = app.openapi()
+        for path, (kind, _) in endpoints.items():
+            document["paths"][path] = {"post": operation(kind)}
+        document.setdefault("components", {}).setdefault("schemas", {}).update(components())
+        return Response(msgspec.json.encode(document), media_type="application/json")
+
+    app.router.routes.append(Route("/openapi.json", openapi_json, methods=["GET"], include_in_schema=False))
+    app.add_exception_handler(SpillwayError, _on_our_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_bug)
+    return app
+
+
+def _response(error: SpillwayError) -> Response:
+    status, headers, body = render(error)
+    return Response(body, status_code=status, headers={**headers, "x-request-id": uuid.uuid4().hex})
+
+
+async def _on_our_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, SpillwayError)
+    return _response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own: unknown path, wrong method."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return _response(NotFound(f"There is no `{request.url.path}` here."))
+    if error.status_code == 405:
+        return _response(MethodNotAllowed(f"`{request.method}` is not allowed on `{request.url.path}`."))
+    return _response(InvalidRequest(str(error.detail)))
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    """Our own mistake: logged with its traceback, told to the client without."""
+    _log.error("unexpected error on %s", request.url.path, exc_info=error)
+    return _response(SpillwayError("The node failed on this request; its log says more."))

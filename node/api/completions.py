@@ -1,0 +1,170 @@
+"""``/v1/chat/completions`` and ``/v1/completions``: read, check, place, answer. A raw ASGI application for speed."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from node.api.auth import Keyring
+from node.api.body import check_content_type, parse_json
+from node.api.features import Admitted, admit
+from node.api.reader import ClientGone, read_body
+from node.api.responses import HeaderList, send_document, send_error, send_stream, while_connected
+from node.api.schema import ParsedRequest
+from node.backend import Chunk
+from node.dispatch.dispatcher import Answer, Dispatcher
+from node.dispatch.journey import Journey
+from node.dispatch.outcome import Ending
+from node.dispatch.sharing import SharedAnswer, Sharing
+from node.errors import RequestTimeout, RequestTooLarge, SpillwayError
+from node.routing.tokens import TokenRatio
+from node.routing.values import Decision, Reason, Target
+from node.settings import Settings
+from node.store.cache import CachedAnswer, cache_key
+
+Parse = Callable[..., ParsedRequest]
+
+_STREAM_HEADERS: HeaderList = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+_JSON_HEADERS: HeaderList = [(b"content-type", b"application/json")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the endpoints work with; built in `node.app`."""
+
+    settings: Settings
+    keyring: Keyring
+    dispatcher: Dispatcher
+    sharing: Sharing
+    ratios: Mapping[str, TokenRatio]
+    clock: Callable[[], float]
+    report: Callable[[Journey, Ending], None]
+
+
+class CompletionsEndpoint:
+    """One of the two endpoints; `parse` is what tells them apart."""
+
+    def __init__(self, parts: Parts, parse: Parse) -> None:
+        self._parts = parts
+        self._parse = parse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request. Every way out answers the client, or knows that it has gone."""
+        request_id = uuid.uuid4().hex
+        arrived_s = self._parts.clock()
+        started = False
+
+        async def watched_send(message: Any) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            try:
+                admitted, ignored = await self._admit(scope, receive, request_id, arrived_s)
+                async with while_connected(receive):
+                    await self._serve(admitted, ignored, watched_send)
+            except SpillwayError as error:
+                if not started:
+                    close = isinstance(error, RequestTooLarge | RequestTimeout)
+                    await send_error(send, error, request_id, close=close)
+        except ClientGone:
+            return
+
+    async def _admit(
+        self, scope: Scope, receive: Receive, request_id: str, arrived_s: float
+    ) -> tuple[Admitted, tuple[str, ...]]:
+        parts, headers = self._parts, scope["headers"]
+        caller = parts.keyring.authenticate(headers)
+        check_content_type(headers)
+        body = await read_body(receive, headers, parts.settings.api.max_body_bytes)
+        parsed = self._parse(parse_json(body), headers, strict=parts.settings.api.strict)
+        parts.dispatcher.model(parsed.model)
+        admitted = admit(
+            parsed, caller, parts.settings, parts.ratios[parsed.model], request_id=request_id, arrived_s=arrived_s
+        )
+        return admitted, parsed.ignored
+
+    async def _serve(self, admitted: Admitted, ignored: tuple[str, ...], send: Send) -> None:
+        parts, call = self._parts, admitted.call
+        if not admitted.cacheable:
+            answer = await parts.dispatcher.answer(call, admitted.features)
+            await self._send_answer(answer, admitted, ignored, send)
+            return
+        key = cache_key(call, admitted.features.residency)
+        if (kept := parts.sharing.cached(key)) is not None:
+            await self._send_kept(kept, admitted, ignored, send)
+            return
+        shared = parts.sharing.join(key, call, lambda: parts.dispatcher.answer(call, admitted.features))
+        await self._send_answer(shared, admitted, ignored, send)
+
+    async def _send_answer(
+        self, answer: Answer | SharedAnswer, admitted: Admitted, ignored: tuple[str, ...], send: Send
+    ) -> None:
+        call = admitted.call
+        try:
+            if isinstance(answer, SharedAnswer):
+                await answer.began()
+            journey = answer.journey
+            shared_by_another = isinstance(answer, SharedAnswer) and not answer.owner
+            if shared_by_another:
+                journey = self._cache_journey(admitted, journey.served_model)
+            headers = _headers(journey, ignored, call.request_id)
+            if call.stream:
+                async with aclosing(aiter(answer)) as chunks:  # type: ignore[type-var]
+                    await send_stream(send, _STREAM_HEADERS + headers, chunks)
+            else:
+                async for chunk in answer:
+                    await send_document(send, 200, _JSON_HEADERS + headers, chunk.data)
+            if shared_by_another:
+                self._parts.report(journey, Ending.DONE)
+        finally:
+            await answer.aclose()
+
+    async def _send_kept(self, kept: CachedAnswer, admitted: Admitted, ignored: tuple[str, ...], send: Send) -> None:
+        call = admitted.call
+        journey = self._cache_journey(admitted, kept.served_model)
+        journey.usage = kept.usage
+        journey.first_content_s = self._parts.clock() if call.stream else None
+        headers = _headers(journey, ignored, call.request_id)
+        data = kept.as_answer_to(call)
+        if call.stream:
+            await send_stream(send, _STREAM_HEADERS + headers, _one(Chunk(data)))
+        else:
+            await send_document(send, 200, _JSON_HEADERS + headers, data)
+        self._parts.report(journey, Ending.DONE)
+
+    def _cache_journey(self, admitted: Admitted, served_model: str | None) -> Journey:
+        call = admitted.call
+        return Journey(
+            call,
+            admitted.features,
+            self._parts.dispatcher.model(call.model).model,
+            decision=Decision(target=Target.CACHE, reason=Reason.CACHE_HIT),
+            backend="cache",
+            served_model=served_model,
+        )
+
+
+async def _one(chunk: Chunk) -> Any:
+    yield chunk
+
+
+def _headers(journey: Journey, ignored: tuple[str, ...], request_id: str) -> HeaderList:
+    """Who served it and why."""
+    assert journey.decision is not None
+    headers = [
+        (b"x-request-id", request_id.encode()),
+        (b"x-spillway-backend", (journey.backend or "").encode("latin-1", "replace")),
+        (b"x-spillway-model", (journey.served_model or "").encode("latin-1", "replace")),
+        (b"x-spillway-reason", journey.decision.reason.encode()),
+        (b"x-spillway-queue-ms", b"%.1f" % (journey.queue_s * 1000)),
+    ]
+    if ignored:
+        headers.append((b"x-ignored-params", ", ".join(ignored).encode("latin-1", "replace")))
+    return headers

@@ -1,0 +1,82 @@
+"""From a checked request to the two values the node works with: the call, and what routing may know of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from node.api.auth import Caller
+from node.api.schema import ParsedRequest
+from node.backend import Call
+from node.routing.tokens import TokenRatio
+from node.routing.values import Features, Residency
+from node.settings import Settings
+
+# What a chat template or a provider adds per prompt and per message, generously; part of the bound on money.
+_BOUND_PER_PROMPT_TOKENS = 64
+_BOUND_PER_MESSAGE_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request that may go on to be served."""
+
+    call: Call
+    features: Features
+    cacheable: bool
+
+
+def admit(
+    parsed: ParsedRequest, caller: Caller, settings: Settings, ratio: TokenRatio, *, request_id: str, arrived_s: float
+) -> Admitted:
+    """The call and its features. Pins of key, model, settings and request are OR-ed; settings give default budgets."""
+    wishes, routing = parsed.wishes, settings.routing
+    pinned = (
+        wishes.require_local
+        or caller.residency is Residency.PREMISES
+        or settings.privacy.residency is Residency.PREMISES
+        or parsed.model in settings.privacy.pinned_models
+    )
+    max_output_tokens = parsed.max_tokens if parsed.max_tokens is not None else settings.api.default_max_tokens
+    latency_budget_s = wishes.latency_budget_s
+    if latency_budget_s is None and routing.latency_budget_ms is not None:
+        latency_budget_s = routing.latency_budget_ms / 1000
+    ttft_budget_s = wishes.ttft_budget_s
+    if ttft_budget_s is None:
+        ttft_budget_s = routing.ttft_budget_ms / 1000
+    if wishes.latency_budget_s is not None:
+        ttft_budget_s = min(ttft_budget_s, wishes.latency_budget_s)
+    explicit = wishes.ttft_budget_s is not None or wishes.latency_budget_s is not None
+    messages = parsed.body.get("messages")
+    call = Call(
+        request_id=request_id,
+        kind=parsed.kind,
+        model=parsed.model,
+        body=parsed.body,
+        stream=parsed.stream,
+        include_usage=parsed.include_usage,
+        max_output_tokens=max_output_tokens,
+        created_s=int(time.time()),
+        tenant=caller.tenant,
+    )
+    features = Features(
+        request_id=request_id,
+        model=parsed.model,
+        residency=Residency.PREMISES if pinned else Residency.ANY,
+        prompt_bytes=parsed.prompt_bytes,
+        prompt_tokens_estimate=ratio.estimate(parsed.prompt_bytes),
+        prompt_tokens_bound=parsed.prompt_bytes
+        + _BOUND_PER_PROMPT_TOKENS
+        + _BOUND_PER_MESSAGE_TOKENS * (len(messages) if isinstance(messages, list) else 0),
+        max_output_tokens=max_output_tokens,
+        choices=parsed.choices,
+        needs=parsed.needs,
+        prefer_local=wishes.prefer_local,
+        ttft_budget_s=ttft_budget_s,
+        latency_budget_s=latency_budget_s,
+        explicit_budget=explicit,
+        cost_budget_nano_usd=wishes.cost_budget_nano_usd,
+        arrived_s=arrived_s,
+        give_up_s=arrived_s + (ttft_budget_s if explicit else routing.max_wait_s),
+    )
+    return Admitted(call, features, parsed.deterministic)

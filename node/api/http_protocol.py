@@ -1,0 +1,205 @@
+"""uvicorn's HTTP/1.1 protocol with the bounds it lacks: header size and count, and clocks for headers and body.
+
+uvicorn 0.54 waits for ever for a request's headers and body, buffers a header of any length, adds trailer fields to the
+headers the application already holds, and answers malformed HTTP in plain text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from enum import Enum, auto
+from typing import Any, ClassVar, Final
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from node.errors import HeadersTooLarge, InvalidRequest, RequestTimeout, SpillwayError, render
+
+_log = logging.getLogger("spillway.http")
+
+
+class _Phase(Enum):
+    """What the client owes us at the moment."""
+
+    NOTHING = auto()  # between requests: uvicorn's keep-alive clock, or our header clock before the first one
+    HEADERS = auto()
+    BODY = auto()
+
+
+class _Refused(Exception):
+    """Thrown through the parser to stop it; the reason is kept in the protocol."""
+
+
+class GuardedHttpProtocol(HttpToolsProtocol):
+    """Refuses with an OpenAI-shaped error and closes the connection when a request
+
+    - has more than `max_headers` header fields or `max_header_bytes` of them, target and trailers included (431);
+    - is not HTTP, or says its length twice (400);
+    - keeps us waiting longer than `header_timeout_s` for its headers or `body_timeout_s` for its body (408).
+
+    A connection that never sends anything is closed after `header_timeout_s` without a word. If the answer to an
+    earlier, pipelined request is still being written, the connection closes after that answer instead. Subclass to
+    set other bounds; pass the class to uvicorn as `http`.
+    """
+
+    max_headers: ClassVar[int] = 64
+    max_header_bytes: ClassVar[int] = 32 * 1024
+    header_timeout_s: ClassVar[float] = 10.0
+    body_timeout_s: ClassVar[float] = 30.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._phase: _Phase = _Phase.NOTHING
+        self._clock: asyncio.TimerHandle | None = None
+        self._clock_runs_for: _Phase = _Phase.NOTHING
+        self._header_count = 0
+        self._header_bytes = 0
+        self._unparsed_bytes = 0
+        self._refusal: SpillwayError | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock for the first request."""
+        super().connection_made(transport)
+        self._start_clock(_Phase.HEADERS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, then see to the clock: a request that arrives in one piece never needs one."""
+        if self._refusal is not None:
+            return
+        in_headers = self._phase is _Phase.HEADERS
+        super().data_received(data)
+        if self._refusal is not None or self.transport.is_closing():
+            self._stop_clock()
+            return
+        if in_headers and self._phase is _Phase.HEADERS:
+            # The parser shows a header only once it is complete, and would hold an endless one in memory.
+            self._unparsed_bytes += len(data)
+            if self._unparsed_bytes > self.max_header_bytes:
+                self._refuse(self._headers_too_large())
+                return
+        expected = self._phase
+        if expected is _Phase.NOTHING and (self.cycle is None or self.cycle.response_complete):
+            expected = _Phase.HEADERS  # blank lines before a request stopped uvicorn's keep-alive clock
+        if expected is _Phase.NOTHING:
+            self._stop_clock()
+        elif self._clock is None or self._clock_runs_for is not expected:
+            self._start_clock(expected)
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._phase = _Phase.HEADERS
+        self._header_count = self._header_bytes = self._unparsed_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Count the target among the header bytes."""
+        self._count_header_bytes(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count; trailers, which come after the body, are counted and dropped."""
+        self._header_count += 1
+        if self._header_count > self.max_headers:
+            self._throw(self._headers_too_large())
+        self._count_header_bytes(len(name) + len(value) + len(": \r\n"))
+        if self._phase is _Phase.HEADERS:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Hand the request to the application; from here on the body is awaited."""
+        super().on_headers_complete()
+        self._phase = _Phase.BODY
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        self._phase = _Phase.NOTHING
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Close once the answer is out that a refusal had to wait for."""
+        if self._refusal is None:
+            super().on_response_complete()
+        else:
+            self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn calls when the parser gives up: because of us, or because this is not HTTP."""
+        self._refuse(self._refusal or InvalidRequest("The request is not valid HTTP/1.1."))
+
+    def _count_header_bytes(self, count: int) -> None:
+        self._header_bytes += count
+        if self._header_bytes > self.max_header_bytes:
+            self._throw(self._headers_too_large())
+
+    def _headers_too_large(self) -> HeadersTooLarge:
+        return HeadersTooLarge(
+            f"The request has more than {self.max_headers} header fields or {self.max_header_bytes} bytes of them."
+        )
+
+    def _throw(self, refusal: SpillwayError) -> None:
+        self._refusal = refusal
+        raise _Refused
+
+    def _start_clock(self, phase: _Phase) -> None:
+        self._stop_clock()
+        timeout_s = self.header_timeout_s if phase is _Phase.HEADERS else self.body_timeout_s
+        self._clock_runs_for = phase
+        self._clock = self.loop.call_later(timeout_s, self._time_is_up)
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _time_is_up(self) -> None:
+        self._clock = None
+        if self.transport.is_closing():
+            return
+        if self._phase is _Phase.NOTHING:
+            self.transport.close()  # it never sent a request: there is nothing to answer
+            return
+        what = "headers" if self._phase is _Phase.HEADERS else "body"
+        self._refuse(RequestTimeout(f"The request's {what} did not arrive in time."))
+
+    def _refuse(self, refusal: SpillwayError) -> None:
+        """Answer the request being read, unless an answer is already on the wire, and read no further."""
+        _log.info("refused a request: %s", refusal.message)
+        self._refusal = refusal
+        self._stop_clock()
+        self._unset_keepalive_if_required()
+        cycle, reading_body = self.cycle, self._phase is _Phase.BODY
+        if self.pipeline or (cycle is not None and not reading_body and not cycle.response_complete):
+            # An earlier request is still being answered, and our error would pass for its answer.
+            self.flow.pause_reading()
+            return
+        if reading_body and cycle is not None:
+            # The application learns of it as of a client that has gone; what it still sends is dropped.
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:
+                self.transport.close()
+                return
+        self.transport.write(_encode(refusal))
+        if self.transport.can_write_eof():
+            # Closing over unread input resets the connection, and the client might never see our answer.
+            self.transport.write_eof()
+            self._clock = self.loop.call_later(_LINGER_S, self.transport.close)
+        else:
+            self.transport.close()
+
+
+_LINGER_S: Final = 1.0
+_HOP: Final = b"connection: close\r\n"
+
+
+def _encode(error: SpillwayError) -> bytes:
+    status, headers, body = render(error)
+    fields = {**headers, "x-request-id": uuid.uuid4().hex, "content-length": str(len(body))}
+    lines = [f"{name}: {value}\r\n".encode("latin-1") for name, value in fields.items()]
+    return b"".join([STATUS_LINE[status], *lines, _HOP, b"\r\n", body])

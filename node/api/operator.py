@@ -1,0 +1,59 @@
+"""What operators ask: alive, ready, how much, how loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from node.api.auth import Keyring
+from node.errors import NotFound
+from node.metrics import Metrics
+from node.settings import is_loopback
+
+Document = dict[str, Any]
+
+
+def operator_router(
+    *, ready: Callable[[], Document], models: Callable[[], Document], stats: Callable[[], Document],
+    metrics: Metrics, keyring: Keyring,
+) -> APIRouter:  # fmt: skip
+    """The operator's routes, and the model list that every client may read."""
+    router = APIRouter()
+
+    @router.get("/livez", tags=["operator"])
+    async def livez() -> Response:
+        """200 while the process answers."""
+        return _json({"status": "alive"})
+
+    @router.get("/readyz", tags=["operator"])
+    async def readyz() -> Response:
+        """200 when every served model has somewhere to go, 503 otherwise; the body says what is missing."""
+        document = ready()
+        return _json(document, 200 if document["ready"] else 503)
+
+    @router.get("/metrics", tags=["operator"])
+    async def metrics_text() -> Response:
+        """Prometheus exposition."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @router.get("/admin/stats", tags=["operator"])
+    async def admin_stats(request: Request) -> Response:
+        """Counts, tokens, spend and savings since start. From this machine only."""
+        if request.client is None or not is_loopback(request.client.host):
+            raise NotFound("Not found.")
+        return _json(stats())
+
+    @router.get("/v1/models", tags=["openai"])
+    async def list_models(request: Request) -> Response:
+        """The models this node serves."""
+        keyring.authenticate(request.headers.raw)
+        return _json(models())
+
+    return router
+
+
+def _json(document: Document, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(document), status_code=status, media_type="application/json")

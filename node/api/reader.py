@@ -1,0 +1,47 @@
+"""Reading a request's body into memory, once, up to a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from node.api.body import Headers
+from node.errors import InvalidRequest, RequestTooLarge
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+class ClientGone(Exception):
+    """The client hung up (or was cut off) before its request was complete: there is nobody to answer."""
+
+
+async def read_body(receive: Receive, headers: Headers, limit_bytes: int) -> bytes:
+    """The whole body.
+
+    Raises `RequestTooLarge` before reading anything when the announced length is over the limit, and as soon as
+    the limit is passed otherwise; the answer to it must carry ``connection: close``, for the rest of the body is
+    still on its way. Raises `InvalidRequest` for a length that is not a number, `ClientGone` on a disconnect.
+    """
+    for name, value in headers:
+        if name == b"content-length":
+            if not (value.isdigit() and value.isascii()):
+                raise InvalidRequest("The content-length header is not a number.")
+            if len(value) > 18 or int(value) > limit_bytes:
+                raise _too_large(limit_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > limit_bytes:
+            raise _too_large(limit_bytes)
+        if not message.get("more_body", False):
+            return b"".join((*chunks, chunk)) if chunks else chunk
+        chunks.append(chunk)
+
+
+def _too_large(limit_bytes: int) -> RequestTooLarge:
+    return RequestTooLarge(f"The request body is larger than {limit_bytes} bytes.")

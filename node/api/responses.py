@@ -1,0 +1,80 @@
+"""Writing to the client: plain ASGI messages, so that a chunk goes from the backend to the socket untouched."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.types import Receive, Send
+
+from node.api.reader import ClientGone
+from node.backend import Chunk
+from node.errors import SpillwayError, error_body, render
+from node.sse import DONE, frame
+
+HeaderList = list[tuple[bytes, bytes]]
+
+
+def header_list(headers: Mapping[str, str]) -> HeaderList:
+    """Headers as ASGI wants them."""
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+
+
+async def send_document(send: Send, status: int, headers: HeaderList, body: bytes) -> None:
+    """One whole answer."""
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(send: Send, error: SpillwayError, request_id: str, *, close: bool = False) -> None:
+    """An OpenAI-shaped error. `close` ends the connection, for requests whose body was not read to its end."""
+    status, headers, body = render(error)
+    extra: HeaderList = [(b"x-request-id", request_id.encode())]
+    if close:
+        extra.append((b"connection", b"close"))
+    await send_document(send, status, [*header_list(headers), *extra], body)
+
+
+async def send_stream(send: Send, headers: HeaderList, chunks: AsyncIterator[Chunk]) -> None:
+    """An SSE answer. What fails after its first byte becomes an SSE error event; ``[DONE]`` ends it all the same."""
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    try:
+        async for chunk in chunks:
+            if chunk.data:
+                await send({"type": "http.response.body", "body": chunk.data, "more_body": True})
+    except SpillwayError as error:
+        await send({"type": "http.response.body", "body": frame(error_body(error)) + DONE, "more_body": False})
+        raise
+    await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+
+@asynccontextmanager
+async def while_connected(receive: Receive) -> AsyncIterator[None]:
+    """Run the block, and cancel it as soon as the client hangs up: then `ClientGone` is raised.
+
+    For use once the request's body has been read.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        message: MutableMapping[str, Any] = {}
+        while message.get("type") != "http.disconnect":
+            message = await receive()
+        gone = True
+        task.cancel()
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if gone and task.uncancel() == 0:
+            raise ClientGone from None
+        raise
+    finally:
+        watcher.cancel()

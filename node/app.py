@@ -1,0 +1,280 @@
+"""The only place that builds parts and hands them down: settings in, a running node out."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from fastapi import FastAPI
+
+from node.api.app import build_app
+from node.api.auth import Keyring
+from node.api.completions import Parts
+from node.api.operator import operator_router
+from node.backend import Backend
+from node.catalogue import Catalogue, LocalModel, Model
+from node.catalogue_files import default_models_dir, load_catalogue
+from node.cloud.config import ProviderConfig
+from node.cloud.gate import EgressGate
+from node.cloud.provider import CloudProvider
+from node.dispatch.dispatcher import Dispatcher, ServedModel
+from node.dispatch.journey import Journey
+from node.dispatch.lane import Lane
+from node.dispatch.outcome import Ending, Outcome
+from node.dispatch.providers import Providers, ProviderState
+from node.dispatch.sharing import Sharing
+from node.errors import SettingsError, SpillwayError
+from node.local.backend import LocalBackend
+from node.local.engine import LocalEngine
+from node.metrics import Metrics
+from node.routing.policy import OverflowPolicy
+from node.routing.tokens import TokenRatio
+from node.routing.ttft import TtftWindow
+from node.routing.values import EngineLoad, EngineState, Limits
+from node.settings import ProviderSettings, Settings
+from node.store.cache import MemoryCache
+from node.store.totals import Totals
+from node.watch.nvml import NvmlReader
+from node.watch.values import free_bytes_for
+from node.watch.watch import GpuWatch
+
+_log = logging.getLogger("spillway")
+
+
+class EngineSlot:
+    """The local engine as a lane sees it."""
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self.engine = engine
+        self._backend = LocalBackend(engine)
+
+    def load(self) -> EngineLoad:
+        """The engine's load."""
+        return self.engine.load()
+
+    def backend(self) -> Backend:
+        """The seam through which calls are served."""
+        return self._backend
+
+
+class Node:
+    """Every part of one running node, in the order in which they depend on each other.
+
+    `start()` begins loading engines in the background: the node answers from the cloud what may leave, meanwhile.
+    `rename` puts another provider in a catalogue provider's place, by name. Raises `SettingsError` when the settings,
+    the catalogue and the environment do not fit together.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        rename: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.settings = settings
+        clock = time.monotonic
+        folders = [default_models_dir(), *(Path(folder) for folder in settings.catalogue)]
+        self.models = _served_models(settings, load_catalogue(folders), rename)
+        self.watch = GpuWatch(NvmlReader(), clock, interval_s=settings.watch.interval_s)
+        configs = [_provider_config(name, each, environ) for name, each in settings.providers.items()]
+        self.gate = EgressGate(configs)
+        self.providers = Providers(
+            {
+                config.name: ProviderState(
+                    provider=CloudProvider(config, self.gate, time.time),
+                    weight=config.weight,
+                    ttft=TtftWindow(settings.providers[config.name].assumed_ttft_s),
+                )
+                for config in configs
+            }
+        )
+        self.engines = {
+            model.name: LocalEngine(model.name, model.local, clock, on_progress=_log.info)
+            for model in self.models.values()
+            if model.local is not None and not settings.cloud_only
+        }
+        self.lanes = {name: self._lane(model) for name, model in self.models.items()}
+        self.totals = Totals()
+        self.metrics = Metrics(self.lanes, self.watch.state)
+        self.ratios = {name: TokenRatio() for name in self.models}
+        self.dispatcher = Dispatcher(
+            served={name: ServedModel(model, self.lanes[name]) for name, model in self.models.items()},
+            providers=self.providers,
+            clock=clock,
+            on_outcome=self._on_outcome,
+        )
+        self.cache = MemoryCache(
+            max_bytes=settings.cache.max_bytes,
+            max_entry_bytes=settings.cache.max_entry_bytes,
+            ttl_s=settings.cache.ttl_s,
+            clock=clock,
+        )
+        self.keyring = Keyring(settings.keys)
+        self._starting: list[asyncio.Task[None]] = []
+
+    def asgi(self) -> FastAPI:
+        """The HTTP application."""
+        parts = Parts(
+            settings=self.settings,
+            keyring=self.keyring,
+            dispatcher=self.dispatcher,
+            sharing=Sharing(self.cache),
+            ratios=self.ratios,
+            clock=time.monotonic,
+            report=self._report,
+        )
+        operator = operator_router(
+            ready=self.readiness,
+            models=self.model_list,
+            stats=self.stats,
+            metrics=self.metrics,
+            keyring=self.keyring,
+        )
+        return build_app(parts, operator)
+
+    async def start(self) -> None:
+        """Begin watching the GPU and loading the engines; returns at once."""
+        self.watch.start()
+        self._starting = [asyncio.create_task(self._load(engine)) for engine in self.engines.values()]
+
+    async def stop(self) -> None:
+        """Stop the engines, close every cloud connection, stop watching. Leaves no process behind."""
+        for task in self._starting:
+            task.cancel()
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
+        await self.gate.aclose()
+        await self.watch.stop()
+
+    def readiness(self) -> dict[str, Any]:
+        """Whether every served model has somewhere to go, and each engine's state."""
+        now_s = time.monotonic()
+        routes = {}
+        for name, model in self.models.items():
+            engine = self.engines.get(name)
+            cloud = any(
+                option.available and option.price is not None
+                for option in self.providers.options_for(model, now_s, frozenset())
+            )
+            routes[name] = {"engine": engine.state.value if engine else None, "cloud": cloud}
+        ready = all(
+            route["engine"] == EngineState.READY or (route["engine"] is None and route["cloud"])
+            for route in routes.values()
+        )
+        return {"ready": ready, "models": routes}
+
+    def model_list(self) -> dict[str, Any]:
+        """The OpenAI model list, with the context each model really has here."""
+        data = []
+        for name, model in self.models.items():
+            engine = self.engines.get(name)
+            context = (
+                engine.context_tokens if engine else max((each.context_tokens for each in model.cloud), default=None)
+            )
+            data.append({"id": name, "object": "model", "created": 0, "owned_by": "spillway", "max_model_len": context})
+        return {"object": "list", "data": data}
+
+    def stats(self) -> dict[str, Any]:
+        """Totals, cache, queues, engines and GPUs at this moment."""
+        gpus = self.watch.state()
+        return {
+            **self.totals.document(),
+            "cache": {"entries": len(self.cache), "bytes": self.cache.used_bytes},
+            "queues": {name: lane.depth for name, lane in self.lanes.items()},
+            "engines": {name: dataclasses.asdict(lane.engine.load()) | {"capabilities": None, "in_flight": lane.in_flight}
+                        for name, lane in self.lanes.items() if lane.engine is not None},
+            "gpus": None if gpus.gpus is None else [dataclasses.asdict(gpu) for gpu in gpus.gpus],
+            "no_gpu_because": gpus.reason,
+        }  # fmt: skip
+
+    async def _load(self, engine: LocalEngine) -> None:
+        try:
+            await engine.start()
+        except SpillwayError as error:
+            _log.error("%s: the engine did not start: %s", engine.model_name, error.message)
+        else:
+            _log.info("%s: the engine is ready", engine.model_name)
+
+    def _lane(self, model: Model) -> Lane:
+        engine = self.engines.get(model.name)
+        slots = int(model.local.engine_args.get("max_num_seqs", 64)) if model.local else 64
+        routing = self.settings.routing
+        limits = Limits(
+            max_queue_depth=routing.max_queue_depth,
+            max_kv_cache_usage=routing.max_kv_cache_usage,
+            min_free_vram_bytes=routing.min_free_vram_bytes,
+            feed_ahead=max(1, slots // 8) if routing.feed_ahead is None else routing.feed_ahead,
+            margin_s=routing.margin_ms / 1000,
+            ttft_safety=routing.ttft_safety,
+        )
+        return Lane(
+            engine=EngineSlot(engine) if engine is not None else None,
+            policy=OverflowPolicy(limits),
+            cloud_options=lambda failed: self.providers.options_for(model, time.monotonic(), failed),
+            vram_free_bytes=lambda: free_bytes_for(self.watch.latest(), os.environ.get("CUDA_VISIBLE_DEVICES")),
+            clock=time.monotonic,
+        )
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        self.totals.add(outcome)
+        self.metrics.add(outcome)
+        usage = outcome.usage
+        if outcome.ending is Ending.DONE and usage is not None and not usage.estimated:
+            self.ratios[outcome.model].learn(outcome.prompt_bytes, usage.prompt_tokens)
+
+    def _report(self, journey: Journey, ending: Ending) -> None:
+        self._on_outcome(journey.outcome(ending, None, time.monotonic()))
+
+
+def _served_models(settings: Settings, catalogue: Catalogue, rename: Mapping[str, str]) -> dict[str, Model]:
+    served: dict[str, Model] = {}
+    for name in settings.models:
+        model = catalogue.get(name)
+        if model is None:
+            known = ", ".join(sorted(catalogue.models))
+            raise SettingsError(f"models: there is no {name!r} in the catalogue; it has {known}")
+        named = (dataclasses.replace(each, provider=rename.get(each.provider, each.provider)) for each in model.cloud)
+        cloud = tuple(each for each in named if each.provider in settings.providers)
+        local = model.local
+        if local is not None and (overrides := settings.engine.get(name)):
+            local = _with_engine_args(local, overrides)
+        if settings.cloud_only:
+            local = None
+        if local is None and not cloud:
+            raise SettingsError(
+                f"models: {name!r} has no engine here and none of its cloud equivalents' providers is configured"
+            )
+        served[name] = dataclasses.replace(model, local=local, cloud=cloud)
+    return served
+
+
+def _with_engine_args(local: LocalModel, overrides: Mapping[str, Any]) -> LocalModel:
+    return dataclasses.replace(local, engine_args={**local.engine_args, **overrides})
+
+
+def _provider_config(name: str, settings: ProviderSettings, environ: Mapping[str, str]) -> ProviderConfig:
+    key = ""
+    if settings.api_key_env is not None:
+        key = environ.get(settings.api_key_env, "")
+        if not key:
+            raise SettingsError(f"providers.{name}.api_key_env: {settings.api_key_env} is not set in the environment")
+    return ProviderConfig(
+        name=name,
+        base_url=settings.base_url,
+        api_key=key,
+        weight=settings.weight,
+        connect_s=settings.clocks.connect_s,
+        first_content_s=settings.clocks.first_content_s,
+        between_chunks_s=settings.clocks.between_chunks_s,
+        total_s=settings.clocks.total_s,
+        max_connections=settings.max_connections,
+        ca_file=settings.ca_file,
+    )

@@ -1,0 +1,103 @@
+"""The ``spillway`` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from node import __version__
+from node.errors import SettingsError
+from node.settings import Settings, is_loopback, load_settings
+
+_DEFAULT_CONFIG = Path("spillway.yaml")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line. Returns the exit code: 0 good, 1 something is wrong and was said in one line."""
+    options = _parser().parse_args(arguments)
+    try:
+        path = _config_path(options.config)
+        settings = load_settings(path)
+        if options.command == "doctor":
+            from node.doctor import examine
+
+            return examine(settings)
+        settings = _overridden(settings, options)
+        # Importing the server takes a second; a mistake in the settings is told before that.
+        from node.serve import serve
+
+        serve(settings, configured=path is not None)
+    except SettingsError as error:
+        print(f"spillway: {error.message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _config_path(given: Path | None) -> Path | None:
+    if given is None and (named := os.environ.get("SPILLWAY_CONFIG")):
+        given = Path(named)
+    if given is None and _DEFAULT_CONFIG.is_file():
+        given = _DEFAULT_CONFIG
+    return given
+
+
+def _overridden(settings: Settings, options: argparse.Namespace) -> Settings:
+    listen = settings.listen
+    if options.host is not None:
+        listen = msgspec.structs.replace(listen, host=options.host)
+    if options.port is not None:
+        listen = msgspec.structs.replace(listen, port=options.port)
+    if options.model:
+        settings = msgspec.structs.replace(settings, models=tuple(options.model))
+    if not settings.keys and not is_loopback(listen.host):
+        raise SettingsError(
+            f"--host {listen.host}: reachable from other machines, and no key is configured. "
+            "Set SPILLWAY_API_KEY (or `keys:` in spillway.yaml), or listen on 127.0.0.1"
+        )
+    return msgspec.structs.replace(settings, listen=listen)
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"expected a port number from 0 to 65535, got {text!r}")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="spillway",
+        description="An inference node for one GPU server: vLLM in this process, overflow to a pay-per-token cloud "
+        "only when load or the latency budget says so.",
+        epilog="Settings come from --config, else $SPILLWAY_CONFIG, else ./spillway.yaml, else defaults; "
+        "SPILLWAY_HOST, SPILLWAY_PORT, SPILLWAY_MODELS, SPILLWAY_API_KEY and HOLYSHEEP_API_KEY are laid over them. "
+        "See docs/configure.md.",
+    )
+    parser.add_argument("--version", action="version", version=f"spillway {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve",
+        help="load the models and serve them",
+        description="Load the models and serve them behind one OpenAI-style endpoint, until SIGINT or SIGTERM.",
+    )
+    serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    serve.add_argument("--port", type=_port, help="port to listen on, 0 for any (default: 8000)")
+    serve.add_argument("--model", action="append", metavar="NAME", help="catalogue model to serve (repeatable)")
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what was found here, and what to do about it",
+        description="Look at GPU, vLLM, models, providers and storage; one line each, with the remedy where "
+        "something is wrong. Exit code 1 if the node could not serve.",
+    )
+    for command in (serve, doctor):
+        command.add_argument("--config", type=Path, metavar="FILE", help="settings (default: ./spillway.yaml if there)")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

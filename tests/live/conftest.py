@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from node.catalogue import LocalModel
+from node.routing.values import Capability
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> LocalModel:
+    """The shipped model, started without compilation, with few and short sequences."""
+    return LocalModel(
+        source=str(Path(__file__).resolve().parents[2] / "models" / "demo"),
+        revision=None,
+        context_tokens=1024,
+        capabilities=frozenset(Capability) - {Capability.VISION, Capability.AUDIO},
+        tool_parser="hermes",
+        engine_args={"enforce_eager": True, "max_num_seqs": 8},
+    )

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from node.catalogue import LocalModel
+from node.errors import SettingsError
+from node.local.arguments import command_line, environment, parse
+
+MODEL = LocalModel(source="/models/demo", revision=None, context_tokens=2048, capabilities=frozenset())
+
+
+def words(model: LocalModel, *, cuda: bool = False) -> str:
+    return " ".join(command_line("demo", model, cuda=cuda))
+
+
+def test_catalogue_fields_reach_the_engine() -> None:
+    line = words(replace(MODEL, revision="abc", source="org/model", reasoning_parser="qwen3"))
+    assert "--model org/model" in line
+    assert "--served-model-name demo" in line
+    assert "--max-model-len 2048" in line
+    assert "--revision abc --tokenizer-revision abc" in line
+    assert "--reasoning-parser qwen3" in line
+
+
+def test_tools_are_automatic_once_a_parser_is_named() -> None:
+    assert "--tool-call-parser hermes --enable-auto-tool-choice" in words(replace(MODEL, tool_parser="hermes"))
+    assert "tool" not in words(MODEL)
+
+
+def test_cpu_runs_float32_and_cuda_chooses_itself() -> None:
+    assert "--dtype float32" in words(MODEL)
+    assert "--dtype" not in words(MODEL, cuda=True)
+    assert "--dtype bfloat16" in words(replace(MODEL, engine_args={"dtype": "bfloat16"}))
+
+
+def test_engine_arguments_keep_their_types() -> None:
+    given = {"max_num_seqs": 8, "enforce_eager": True, "enable_prefix_caching": False, "seed": None}
+    nested = {"limit_mm_per_prompt": {"image": 2}, "lora_modules": ["a=/x", {"name": "b", "path": "/y"}]}
+    line = words(replace(MODEL, engine_args=given | nested))
+    assert "--max-num-seqs 8 --enforce-eager --no-enable-prefix-caching" in line
+    assert '--limit-mm-per-prompt {"image": 2}' in line
+    assert '--lora-modules a=/x {"name": "b", "path": "/y"}' in line
+    assert "--seed" not in line
+
+
+def test_media_is_never_fetched_and_only_safetensors_are_read() -> None:
+    assert "--load-format safetensors" in words(MODEL)
+    assert "--allowed-media-domains media.invalid" in words(MODEL)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"trust_remote_code": True},
+        {"load_format": "pt"},
+        {"model": "other/model"},
+        {"max_model_len": 4096},
+        {"enable_log_requests": True},
+    ],
+)
+def test_unsafe_or_doubled_argument_is_refused_by_name(given: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=f"demo: engine_args.{next(iter(given))}"):
+        words(replace(MODEL, engine_args=given))
+
+
+@pytest.mark.parametrize("switch", ["VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE"])
+def test_insecure_vllm_switches_stop_the_start(switch: str) -> None:
+    with pytest.raises(SettingsError, match=switch):
+        environment(MODEL, {switch: "1"}, cuda=False)
+    environment(MODEL, {switch: "0"}, cuda=False)
+
+
+def test_nothing_is_reported_home_and_a_folder_needs_no_network() -> None:
+    chosen = environment(MODEL, {}, cuda=False)
+    assert chosen["VLLM_NO_USAGE_STATS"] == chosen["DO_NOT_TRACK"] == chosen["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in environment(replace(MODEL, source="org/model"), {}, cuda=False)
+
+
+def test_cpu_cache_is_one_gibibyte_unless_the_operator_says_otherwise() -> None:
+    assert environment(MODEL, {}, cuda=False)["VLLM_CPU_KVCACHE_SPACE"] == "1"
+    assert "VLLM_CPU_KVCACHE_SPACE" not in environment(MODEL, {"VLLM_CPU_KVCACHE_SPACE": "4"}, cuda=False)
+    assert "VLLM_CPU_KVCACHE_SPACE" not in environment(MODEL, {}, cuda=True)
+
+
+def test_vllm_reads_what_we_write() -> None:
+    model = replace(MODEL, tool_parser="hermes", engine_args={"max_num_seqs": 8, "enforce_eager": True})
+    args = parse("demo", command_line("demo", model, cuda=False))
+    assert (args.max_num_seqs, args.enforce_eager, args.max_model_len) == (8, True, 2048)
+    assert args.served_model_name == ["demo"]
+    assert args.enable_auto_tool_choice
+    assert args.disable_log_stats
+    assert not args.enable_log_requests
+
+
+def test_argument_unknown_to_vllm_is_a_settings_error() -> None:
+    with pytest.raises(SettingsError, match="no-such-thing"):
+        parse("demo", command_line("demo", replace(MODEL, engine_args={"no_such_thing": 1}), cuda=False))

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from node.local.processes import EngineProcess, descendants, sweep
+
+# A child that starts a grandchild deaf to SIGTERM, says so, and waits.
+FAMILY = """
+import subprocess, sys, time
+deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+grandchild = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+grandchild.stdout.readline()
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def family() -> Iterator[tuple[subprocess.Popen[bytes], frozenset[EngineProcess]]]:
+    before = descendants()
+    with subprocess.Popen([sys.executable, "-c", FAMILY], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        started = descendants() - before
+        yield child, started
+        sweep(started, 0.0)
+
+
+def test_child_and_grandchild_are_both_known(family: tuple[subprocess.Popen[bytes], frozenset[EngineProcess]]) -> None:
+    child, started = family
+    assert len(started) == 2
+    assert child.pid in {process.pid for process in started}
+
+
+def test_orphaned_grandchild_is_swept(family: tuple[subprocess.Popen[bytes], frozenset[EngineProcess]]) -> None:
+    child, started = family
+    child.kill()
+    child.wait()
+    (orphan,) = [process for process in started if process.find()]
+    assert sweep(started, 0.1) == [orphan.pid]
+    assert orphan.find() is None
+
+
+def test_reused_pid_is_left_alone() -> None:
+    me = psutil.Process()
+    stranger = EngineProcess(me.pid, me.create_time() - 1.0)
+    assert stranger.find() is None
+    assert sweep([stranger], 0.0) == []
