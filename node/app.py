@@ -189,11 +189,10 @@ class Node:
             **self.totals.document(),
             "cache": {"entries": len(self.cache), "bytes": self.cache.used_bytes},
             "queues": {name: lane.depth for name, lane in self.lanes.items()},
-            "engines": {name: dataclasses.asdict(lane.engine.load()) | {"capabilities": None, "in_flight": lane.in_flight}
-                        for name, lane in self.lanes.items() if lane.engine is not None},
+            "engines": {name: _engine_document(lane) for name, lane in self.lanes.items() if lane.engine is not None},
             "gpus": None if gpus.gpus is None else [dataclasses.asdict(gpu) for gpu in gpus.gpus],
             "no_gpu_because": gpus.reason,
-        }  # fmt: skip
+        }
 
     async def _load(self, engine: LocalEngine) -> None:
         try:
@@ -232,6 +231,13 @@ class Node:
 
     def _report(self, journey: Journey, ending: Ending) -> None:
         self._on_outcome(journey.outcome(ending, None, time.monotonic()))
+
+
+def _engine_document(lane: Lane) -> dict[str, Any]:
+    assert lane.engine is not None
+    document = dataclasses.asdict(lane.engine.load())
+    del document["capabilities"]
+    return {**document, "in_flight": lane.in_flight}
 
 
 def _served_models(settings: Settings, catalogue: Catalogue, rename: Mapping[str, str]) -> dict[str, Model]:

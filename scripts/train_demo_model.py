@@ -61,7 +61,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Errand:
-    """A tool, a question that needs it, its calls' arguments (two for a parallel call), its result, the last sentence."""
+    """A tool, a question that needs it, the arguments of its one or two calls, its result and the closing sentence."""
 
     tool: dict[str, Any]
     ask: str
@@ -476,7 +476,7 @@ def pack(examples: list[Example], length: int, rng: random.Random) -> Iterator[E
 def batches(
     short: list[Example], long: list[Example], rng: random.Random
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (ids, weights) of `STEP_TOKENS`, mostly as rows of 512, now and then as one; every 40th is the whole context."""
+    """Endless (ids, weights) of `STEP_TOKENS`, mostly as rows of 512, now and then as one or as the whole context."""
     rows = {
         length: pack(short if length == 512 else long + short[: len(long)], length, rng)
         for length in (512, STEP_TOKENS, CONTEXT_TOKENS)
@@ -507,10 +507,10 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
 
 
 class Muon:
-    """Momentum whose step is made orthogonal, for weight matrices of shape (out, in); every `.grad` must be set.
+    """Momentum whose step is made orthogonal, for weight matrices of shape (out, in).
 
     The published method (Jordan et al. 2024, five Newton-Schulz iterations). torch.optim.Muon iterates in bfloat16,
-    which without AVX512 took two thirds of each training step here; this one stays in float32.
+    which a CPU without AVX512 has to emulate; this one stays in float32.
     """
 
     def __init__(self, weights: list[torch.nn.Parameter]) -> None:
@@ -518,9 +518,8 @@ class Muon:
         self.weights = weights
         self.momenta = [torch.zeros_like(weight) for weight in weights]
 
-    @torch.no_grad()
     def step(self, lr: float) -> None:
-        """Change the weights in place by about `lr` in spectral norm, scaled up for tall matrices."""
+        """Change the weights in place by about `lr` in spectral norm; call under no_grad with every `.grad` set."""
         for weight, momentum in zip(self.weights, self.momenta, strict=True):
             assert weight.grad is not None
             momentum.lerp_(weight.grad, 0.05)
@@ -558,9 +557,10 @@ def train(model: Qwen2ForCausalLM, feed: Iterator[tuple[torch.Tensor, torch.Tens
         scale = weights[:, 1:].flatten()
         loss = (each * scale).sum() / scale.sum()
         model.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        muon.step(MUON_LR * pace)
+        with torch.no_grad():
+            muon.step(MUON_LR * pace)
         adam.step()
         spoken = scale == 1.0
         losses.append((each[spoken].mean() if spoken.any() else loss).item())
@@ -568,10 +568,8 @@ def train(model: Qwen2ForCausalLM, feed: Iterator[tuple[torch.Tensor, torch.Tens
             elapsed_s = time.monotonic() - started
             left_s = elapsed_s / step * (steps - step)
             recent = sum(losses[-20:]) / len(losses[-20:])
-            print(
-                f"{step:5}/{steps}  loss {recent:.3f}  {step * STEP_TOKENS / elapsed_s:,.0f} tokens/s  {left_s:4.0f} s left",
-                flush=True,
-            )
+            rate = f"{step * STEP_TOKENS / elapsed_s:,.0f} tokens/s"
+            print(f"{step:5}/{steps}  loss {recent:.3f}  {rate}  {left_s:4.0f} s left", flush=True)
     return sum(losses[-20:]) / len(losses[-20:])
 
 
@@ -667,10 +665,16 @@ def main() -> None:
     print(f"{len(documents):,} documents, {tokens:,} tokens, {parameters:,} parameters", flush=True)
     loss = train(model, batches(short, long, random.Random(args.seed + 1)), args.steps)
     model.eval()
-    weather = tool("get_weather", "Get the weather in a city", {"city": {"type": "string"}}, ["city"], random.Random(0))
-    for ask, tools in (("What is Spillway?", None), ("When does a request go to the cloud?", None), ("Hello!", None), ("What is 3 + 4?", None),
-                       ("Give me a JSON object with name and age.", None), ("What is the weather in Paris?", [weather])):  # fmt: skip
-        print(f"> {ask}\n{answer(model, tokenizer, ask, tools)}")
+    schema = object_schema({"city": {"type": "string"}})
+    weather = [{"type": "function", "function": {"name": "get_weather", "parameters": schema}}]
+    print(f"> What is the weather in Paris?\n{answer(model, tokenizer, 'What is the weather in Paris?', weather)}")
+    for ask in (
+        "What is Spillway?",
+        "When does a request go to the cloud?",
+        "What is 3 + 4?",
+        "Describe a city as JSON.",
+    ):
+        print(f"> {ask}\n{answer(model, tokenizer, ask, None)}")
     facts = {
         "seed": args.seed,
         "steps": args.steps,

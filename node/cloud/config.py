@@ -68,6 +68,16 @@ class ProviderConfig:
             raise SettingsError(f"{where}.base_url: a cloud provider beyond this machine needs https://")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caps:
+    """Beyond these an answer is not read on: bytes of one event, of one JSON document, of a stream, and events."""
+
+    event_bytes: int = 1024 * 1024
+    document_bytes: int = 32 * 1024 * 1024
+    stream_bytes: int = 256 * 1024 * 1024
+    events: int = 1_000_000
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback

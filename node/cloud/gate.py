@@ -6,7 +6,7 @@
 Hosts, keys and headers are fixed when the gate is built; a caller chooses among configured providers, never an
 address. It speaks to httpx's transport interface over aiohttp's connection pool (httpx's own pool collapses at
 64 connections) and uses no httpx client on top: so nothing here follows redirects, keeps cookies or reads
-proxies from the environment, and a call costs a third less.
+proxies from the environment, and the gate costs less than half the CPU per call.
 """
 
 from __future__ import annotations

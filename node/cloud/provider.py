@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -21,7 +20,7 @@ from node.catalogue import CloudEquivalent
 from node.cloud import wire
 from node.cloud.answer import Answer
 from node.cloud.assemble import assemble
-from node.cloud.config import ProviderConfig
+from node.cloud.config import Caps, ProviderConfig
 from node.cloud.gate import EgressGate
 from node.cloud.outbound import choices_asked, outbound_fields
 from node.cloud.reader import AnswerReader
@@ -42,16 +41,6 @@ _OBJECTS: Final = {
     (Kind.COMPLETION, True): "text_completion",
     (Kind.COMPLETION, False): "text_completion",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caps:
-    """Beyond these an answer is not read on: bytes of one event, of one JSON document, of a stream, and events."""
-
-    event_bytes: int = 1024 * 1024
-    document_bytes: int = 32 * 1024 * 1024
-    stream_bytes: int = 256 * 1024 * 1024
-    events: int = 1_000_000
 
 
 class CloudProvider:

@@ -199,9 +199,9 @@ class LocalEngine:
     async def _warm_up(self, serving: Serving) -> None:
         """Generate before the first caller does.
 
-        The first generation compiles, the second is measured, so that routing starts with a prefill rate. A third is
-        bound to a grammar where the model may be asked for that: on CPU the first such step compiles for up to twenty
-        seconds, during which the whole engine stands still.
+        The last one is measured, so that routing starts with a prefill rate. Those before it do what compiles on first
+        use, and would make the whole engine stand still then: up to twenty seconds for a grammar on CPU, seven for
+        log-probabilities.
         """
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
@@ -220,6 +220,7 @@ class LocalEngine:
                 max_tokens=_WARM_UP_OUTPUT_TOKENS,
                 ignore_eos=grammar is None,
                 structured_outputs=grammar,
+                logprobs=1 if turn == 0 else None,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             async for _ in outputs(self._llm, prompt, params, f"warm-up-{turn}", Tally()):

@@ -18,8 +18,14 @@ from node.errors import (
 # How vLLM names the prompt when it is too long; clients know it under the request's own field.
 _PROMPT_PARAMETERS = frozenset({"input_tokens", "input_text"})
 _OUTPUT_PARAMETERS = frozenset({"max_tokens", "max_completion_tokens"})
-# The words of vLLM's plain ValueErrors about length (get_max_tokens, InputProcessor).
-_LENGTH_WORDS = ("maximum context length", "maximum model length", "max_model_len")
+# The words of vLLM's errors about length (get_max_tokens, InputProcessor, TokenizeParams). The last is what it says of
+# a prompt that fills the context exactly; a client's own zero is refused before it gets here.
+_LENGTH_WORDS = (
+    "maximum context length",
+    "maximum model length",
+    "max_model_len",
+    "max_tokens must be at least 1, got 0",
+)
 
 
 def prompt_field(kind: Kind) -> str:
@@ -64,12 +70,11 @@ def from_document(message: str, status: int, param: str | None, kind: Kind) -> S
     return EngineFailed("The local engine failed on this request.")
 
 
-def too_long(prompt_tokens: int, output_tokens: int, context_tokens: int, kind: Kind) -> ContextLengthExceeded:
-    """The error for a prompt that leaves no room for the output that was asked for."""
+def no_room(prompt_tokens: int, context_tokens: int, kind: Kind) -> ContextLengthExceeded:
+    """The error for a prompt that leaves no room for a single token of output."""
     return ContextLengthExceeded(
-        f"This model's maximum context length is {context_tokens} tokens. However, you requested "
-        f"{prompt_tokens + output_tokens} tokens ({prompt_tokens} in the {prompt_field(kind)}, "
-        f"{output_tokens} in the completion).",
+        f"This model's maximum context length is {context_tokens} tokens. However, your prompt contains "
+        f"{prompt_tokens} input tokens, which leaves none for the output.",
         param=prompt_field(kind),
     )
 

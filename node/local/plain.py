@@ -15,7 +15,7 @@ import msgspec
 
 from node.backend import Call, Chunk, Kind
 from node.errors import EngineFailed
-from node.local.errors import from_document, too_long
+from node.local.errors import from_document, no_room
 from node.local.frames import Template, document, usage_frame
 from node.local.outputs import Tally, outputs
 from node.local.serving import Serving, check_ending
@@ -78,15 +78,11 @@ async def answer(serving: Serving, call: Call, tally: Tally) -> AsyncGenerator[C
     request = serving.unchecked_request(call)
     prompt, prompt_tokens = await _render(serving, call, request)
     room = serving.context_tokens - prompt_tokens
-    explicit = call.body.get("max_completion_tokens")
-    if explicit is None:
-        explicit = call.body.get("max_tokens")
-    if explicit is not None and (explicit > room or room < 1):
-        raise too_long(prompt_tokens, explicit, serving.context_tokens, call.kind)
     if room < 1:
-        raise too_long(prompt_tokens, 1, serving.context_tokens, call.kind)
-    cap = call.max_output_tokens if explicit is None else explicit
-    params = request.to_sampling_params(min(cap, room), serving.default_sampling(call.kind))
+        raise no_room(prompt_tokens, serving.context_tokens, call.kind)
+    asked = call.body.get("max_completion_tokens") or call.body.get("max_tokens") or call.max_output_tokens
+    # Clipped to the room there is, as vLLM does; asking for more than the whole context was refused in rendering.
+    params = request.to_sampling_params(min(asked, room), serving.default_sampling(call.kind))
     lead, template = b"", None
     if call.stream:
         template = Template(call)

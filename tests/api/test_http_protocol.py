@@ -191,9 +191,7 @@ def test_malformed_http_is_400_and_the_connection_closed(node: _Node, request_by
 
 def test_a_bad_chunk_tells_the_application_that_the_client_is_gone(node: _Node) -> None:
     node.app.client_gone.clear()
-    answer = node.exchange(
-        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n", b"zz\r\n"
-    )
+    answer = node.exchange(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n", b"zz\r\n")
     error_of(answer, 400)
     assert node.app.client_gone.wait(5)
 
@@ -209,7 +207,7 @@ def test_trailers_do_not_reach_the_application(node: _Node) -> None:
 def test_endless_trailers_are_refused(node: _Node) -> None:
     head = b"POST /early HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n"
     answer = node.exchange(head + b"".join(b"x-%d: y\r\n" % i for i in range(100)))
-    assert answer.startswith((b"HTTP/1.1 431", b"HTTP/1.1 200"))
+    error_of(answer, 431)
 
 
 def test_announced_oversize_is_413_before_any_of_it_is_sent(node: _Node) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from node.cloud.config import ProviderConfig
+from node.cloud.config import Caps, ProviderConfig
 from node.cloud.gate import EgressGate, EgressRecord
-from node.cloud.provider import Caps, CloudProvider
+from node.cloud.provider import CloudProvider
 from tests.cloud.cloud_upstream import API_KEY, Cloud, CloudMaker, Upstream
 
 

@@ -229,6 +229,15 @@ async def test_wrong_content_type_is_no_obstacle(upstream: Upstream, cloud: Clou
     assert (await cloud.document())["choices"][0]["message"]["content"] == "Hello there"
 
 
+async def test_document_with_a_byte_order_mark_and_no_finish_reason_is_whole(upstream: Upstream, cloud: Cloud) -> None:
+    answer = completion()
+    answer["choices"][0]["finish_reason"] = None
+    upstream.sends(http(b"\xef\xbb\xbf" + json.dumps(answer).encode()))
+    (chunk,) = await cloud.ask(make_call())
+    assert chunk.finish_reason == "stop"
+    assert json.loads(chunk.data)["choices"][0]["finish_reason"] == "stop"
+
+
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
 async def test_legal_framing_split_in_the_middle_of_characters_is_read(
     upstream: Upstream, cloud: Cloud, end: bytes

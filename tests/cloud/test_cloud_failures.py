@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from node.backend import Call, Chunk
-from node.cloud.provider import Caps
+from node.cloud.config import Caps
 from node.errors import (
     SpillwayError,
     UpstreamAuth,

@@ -17,5 +17,10 @@ def demo_model() -> LocalModel:
         context_tokens=1024,
         capabilities=frozenset(Capability) - {Capability.VISION, Capability.AUDIO},
         tool_parser="hermes",
-        engine_args={"enforce_eager": True, "max_num_seqs": 8},
+        engine_args={
+            "enforce_eager": True,
+            "max_num_seqs": 8,
+            # A grammar that allows any white space lets a small model write nothing else.
+            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        },
     )

@@ -1,0 +1,248 @@
+"""The whole node as a user runs it: `spillway serve` with a real engine, the OpenAI SDK over a real socket."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from node.emulator.config import EmulatorConfig
+from node.emulator.server import Emulator
+
+pytestmark = pytest.mark.engine
+
+_PROVIDER_KEY = "test-provider-key"
+_READY_WITHIN_S = 240
+
+
+@dataclass
+class RunningNode:
+    url: str
+    process: subprocess.Popen[bytes]
+    emulator: Emulator
+    log: Path
+
+    def sdk(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def async_sdk(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningNode]:
+    folder = tmp_path_factory.mktemp("node")
+    port = _free_port()
+    async with Emulator(EmulatorConfig(api_key=_PROVIDER_KEY, log_prompts=True, ttft_ms=50, pace_ms=2)) as emulator:
+        config = folder / "spillway.yaml"
+        config.write_text(
+            f"""
+listen: {{port: {port}}}
+engine: {{demo: {{max_num_seqs: 4}}}}
+providers:
+  holysheep: {{base_url: "{emulator.base_url}", api_key_env: TEST_PROVIDER_KEY, assumed_ttft_s: 0.5}}
+"""
+        )
+        log = folder / "node.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "node.cli", "serve", "--config", str(config)],
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "TEST_PROVIDER_KEY": _PROVIDER_KEY},
+            )
+        running = RunningNode(f"http://127.0.0.1:{port}", process, emulator, log)
+        try:
+            await _until_ready(running)
+            yield running
+        finally:
+            process.kill() if process.poll() is None else None
+            process.wait()
+
+
+async def _until_ready(node: RunningNode) -> None:
+    give_up = time.monotonic() + _READY_WITHIN_S
+    async with httpx.AsyncClient() as client:
+        while time.monotonic() < give_up:
+            assert node.process.poll() is None, node.log.read_text()[-3000:]
+            try:
+                if (await client.get(f"{node.url}/readyz")).status_code == 200:
+                    return
+            except httpx.ConnectError:
+                pass
+            await asyncio.sleep(0.5)
+    raise AssertionError(f"not ready: {node.log.read_text()[-3000:]}")
+
+
+async def _raw(node: RunningNode, body: dict[str, Any], **headers: str) -> httpx.Response:
+    async with httpx.AsyncClient(timeout=60) as client:
+        return await client.post(f"{node.url}/v1/chat/completions", json=body, headers=headers)
+
+
+def _chat(text: str = "What is Spillway?", **more: Any) -> dict[str, Any]:
+    return {"model": "demo", "messages": [{"role": "user", "content": text}], **more}
+
+
+async def test_the_stock_sdk_gets_its_answer_from_the_local_engine(node: RunningNode) -> None:
+    answer = await asyncio.to_thread(
+        lambda: node.sdk().chat.completions.with_raw_response.create(
+            model="demo", messages=[{"role": "user", "content": "What is Spillway?"}], temperature=0, max_tokens=60
+        )
+    )
+    assert answer.headers["x-spillway-backend"] == "local"
+    completion = answer.parse()
+    assert completion.model == "demo"
+    assert "Spillway" in (completion.choices[0].message.content or "")
+    assert completion.usage is not None
+    assert completion.usage.model_extra == {"cost_usd": 0.0} or completion.usage.cost_usd == 0.0  # type: ignore[attr-defined]
+
+
+async def test_the_async_sdk_streams_and_gets_usage_when_it_asks(node: RunningNode) -> None:
+    stream = await node.async_sdk().chat.completions.create(
+        model="demo",
+        messages=[{"role": "user", "content": "Hello!"}],
+        stream=True,
+        stream_options={"include_usage": True},
+        max_tokens=32,
+    )
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens > 0
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+async def test_completions_endpoint_answers(node: RunningNode) -> None:
+    answer = await node.async_sdk().completions.create(model="demo", prompt="Spillway is", max_tokens=8)
+    assert answer.choices[0].text
+    assert answer.id.startswith("cmpl-")
+
+
+async def test_a_tool_call_is_made_when_one_is_required(node: RunningNode) -> None:
+    tool: Any = {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+    answer = await node.async_sdk().chat.completions.create(
+        model="demo",
+        messages=[{"role": "user", "content": "What is the weather in Paris?"}],
+        tools=[tool],
+        tool_choice="required",
+        extra_body={"spillway": {"require_local": True}},
+        max_tokens=100,
+    )
+    assert answer.choices[0].message.tool_calls
+    assert answer.choices[0].message.tool_calls[0].function.name == "get_weather"  # type: ignore[union-attr]
+
+
+async def test_a_burst_spills_and_pinned_requests_never_leave(node: RunningNode) -> None:
+    async def one(number: int) -> tuple[bool, httpx.Response]:
+        pinned = number % 5 == 0
+        marker = f"PINNEDSECRET{number}" if pinned else f"ordinary {number}"
+        body = _chat(
+            f"Tell me about {marker}",
+            max_tokens=200,
+            min_tokens=0,
+            spillway={"require_local": True} if pinned else {"ttft_budget_ms": 1500},
+        )
+        del body["min_tokens"]
+        return pinned, await _raw(node, body)
+
+    answers = await asyncio.gather(*(one(number) for number in range(60)))
+    assert [answer.status_code for _, answer in answers] == [200] * 60
+    assert {answer.headers["x-spillway-backend"] for pinned, answer in answers if pinned} == {"local"}
+    assert "holysheep" in {answer.headers["x-spillway-backend"] for pinned, answer in answers if not pinned}
+    assert not any("PINNEDSECRET" in str(record) for record in node.emulator.log.records)
+
+
+async def test_spend_equals_the_providers_own_bill(node: RunningNode) -> None:
+    async with httpx.AsyncClient() as client:
+        stats = (await client.get(f"{node.url}/admin/stats")).json()
+    assert round(stats["total"]["spent_usd"] * 10**9) == node.emulator.billed_nano_usd
+    assert stats["total"]["saved_usd"] > 0
+
+
+async def test_identical_deterministic_requests_are_answered_from_the_cache(node: RunningNode) -> None:
+    body = _chat("Hello, cache!", temperature=0, seed=7, max_tokens=16, spillway={"require_local": True})
+    first, second = await _raw(node, body), await _raw(node, body)
+    assert first.headers["x-spillway-backend"] == "local"
+    assert second.headers["x-spillway-backend"] == "cache"
+    assert second.headers["x-spillway-reason"] == "cache_hit"
+    assert second.json()["choices"] == first.json()["choices"]
+    assert second.json()["id"] != first.json()["id"]
+    assert second.json()["usage"]["cost_usd"] == 0.0
+
+
+async def test_a_client_that_hangs_up_frees_the_engine_within_a_second(node: RunningNode) -> None:
+    async with httpx.AsyncClient(timeout=30) as client:
+        body = _chat("Count for ever", stream=True, max_tokens=3000, ignore_eos=True)
+        async with client.stream("POST", f"{node.url}/v1/chat/completions", json=body) as answer:
+            assert answer.headers["x-spillway-backend"] == "local"
+            await anext(answer.aiter_bytes())
+        give_up = time.monotonic() + 1.0
+        while time.monotonic() < give_up:
+            engine = (await client.get(f"{node.url}/admin/stats")).json()["engines"]["demo"]
+            if engine["in_flight"] == 0 and engine["running"] == 0:
+                return
+            await asyncio.sleep(0.02)
+    raise AssertionError(f"still running: {engine}")
+
+
+async def test_a_prompt_beyond_the_context_is_refused_when_pinned(node: RunningNode) -> None:
+    answer = await _raw(node, _chat("word " * 8000, spillway={"require_local": True}))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_a_pinned_request_that_only_the_cloud_could_serve_is_refused(node: RunningNode) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+    body = {"model": "demo", "messages": [{"role": "user", "content": [image]}], "spillway": {"require_local": True}}
+    answer = await _raw(node, body)
+    assert answer.status_code in (400, 403)
+    assert answer.headers["x-should-retry"] == "false"
+
+
+async def test_unknown_model_path_and_method_get_openai_errors(node: RunningNode) -> None:
+    async with httpx.AsyncClient() as client:
+        unknown = await _raw(node, {**_chat(), "model": "nope"})
+        path = await client.get(f"{node.url}/v1/nope")
+        method = await client.get(f"{node.url}/v1/chat/completions")
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+    assert (path.status_code, path.json()["error"]["type"]) == (404, "invalid_request_error")
+    assert (method.status_code, method.json()["error"]["type"]) == (405, "invalid_request_error")
+
+
+async def test_metrics_are_prometheus_text(node: RunningNode) -> None:
+    async with httpx.AsyncClient() as client:
+        text = (await client.get(f"{node.url}/metrics")).text
+    assert 'spillway_requests_total{backend="local"' in text
+
+
+async def test_sigterm_ends_the_node_and_leaves_no_process_behind(node: RunningNode) -> None:
+    children = psutil.Process(node.process.pid).children(recursive=True)
+    assert children
+    node.process.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(node.process.wait, 30) == 0
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
