@@ -7,9 +7,11 @@ import gc
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 from contextlib import ExitStack
+from types import FrameType
 
 import msgspec
 import uvicorn
@@ -79,6 +81,14 @@ async def _run(node: Node, listener: socket.socket) -> None:
         timeout_graceful_shutdown=int(settings.shutdown_grace_s),
     )
     server = uvicorn.Server(config)
+
+    # uvicorn raises the signals that ended it once more when it is done, for whoever had a handler before. This one
+    # makes that harmless, so that the engines are stopped in order and the exit code is 0.
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
     await node.start()
     gc.collect()
     gc.freeze()  # what start-up built lives as long as the process: no need to walk it again

@@ -53,7 +53,7 @@ def _fault(pattern: str) -> str | None:
     at = 0
     while at < len(pattern):
         token = _TOKEN.match(pattern, at)
-        if token is None or (token["char"] or "") == "[":
+        if token is None or token["char"] in ("[", "\\"):
             return "has an unfinished escape or class"
         start, at = at, token.end()
         if token["open"] is not None:

@@ -168,7 +168,9 @@ class Dispatcher:
             permit = grant(journey.features, decision)
             equivalent = _equivalent(served.model, permit.provider, permit.model)
             assert equivalent.price is not None
-            backend = self._providers.states[permit.provider].provider.bind(equivalent, permit)
+            backend = self._providers.states[permit.provider].provider.bind(
+                equivalent, permit, prompt_tokens_estimate=journey.features.prompt_tokens_estimate
+            )
             provider, price = permit.provider, equivalent.price
         journey.backend, journey.served_model = backend.name, backend.served_model
         return _Attempt(backend, provider, price, backend.open(journey.call), self._clock())

@@ -20,8 +20,8 @@ _MAX_PAUSE_S = 60.0
 class Provider(Protocol):
     """Something that turns an equivalent and a permit into a backend."""
 
-    def bind(self, equivalent: CloudEquivalent, permit: EgressPermit) -> Backend:
-        """A backend for one call under one permit."""
+    def bind(self, equivalent: CloudEquivalent, permit: EgressPermit, *, prompt_tokens_estimate: int) -> Backend:
+        """A backend for one call under one permit; the estimate is charged where the provider reports no usage."""
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ looks at the request's residency again, so a mistake anywhere upstream of it sti
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass
 
 from node.money import Usage
 from node.routing.values import CloudOption, Decision, Features, Residency, Target
@@ -27,10 +27,10 @@ class EgressPermit:
     model: str
     rule: str
     reserved_nano_usd: int
-    _seal: object = field(repr=False)
+    seal: InitVar[object]  # not a field: dataclasses.replace() cannot carry it over to a forged copy
 
-    def __post_init__(self) -> None:
-        if self._seal is not _GRANTED:
+    def __post_init__(self, seal: object) -> None:
+        if seal is not _GRANTED:
             raise EgressForbidden("an EgressPermit is made by node.routing.permit.grant() only")
 
 
@@ -64,5 +64,5 @@ def grant(features: Features, decision: Decision) -> EgressPermit:
         model=decision.cloud.model,
         rule=decision.reason.value,
         reserved_nano_usd=reserved,
-        _seal=_GRANTED,
+        seal=_GRANTED,
     )

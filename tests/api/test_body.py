@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -145,10 +146,8 @@ def test_nul_characters_are_allowed() -> None:
 @example(b'{"a":"\\ud800')
 @example(b'{"a":"\\')
 def test_any_bytes_are_an_object_or_refused(body: bytes) -> None:
-    try:
+    with contextlib.suppress(InvalidRequest):
         assert isinstance(parse_json(body), dict)
-    except InvalidRequest:
-        pass
 
 
 _values = st.recursive(

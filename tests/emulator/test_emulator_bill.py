@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from emulator_client import Wire, ask, chat, fast, streaming, until
+from tests.emulator.emulator_client import Wire, ask, chat, fast, streaming, until
 
 from node.catalogue_files import default_models_dir
 from node.emulator import Emulator, ModelPrice, Switch

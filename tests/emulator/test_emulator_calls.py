@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from emulator_client import KEY, ask, chat, fast, streaming
+from tests.emulator.emulator_client import KEY, ask, chat, fast, streaming
 from openai import AsyncOpenAI
 
 from node.emulator import Emulator, ErrorShape

@@ -17,7 +17,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from emulator_client import KEY, fast
+from tests.emulator.emulator_client import KEY, fast
 from openai import OpenAI
 
 from node.emulator import Emulator

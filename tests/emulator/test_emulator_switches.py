@@ -10,7 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from emulator_client import KEY, Heard, Wire, ask, chat, fast, streaming, until
+from tests.emulator.emulator_client import KEY, Heard, Wire, ask, chat, fast, streaming, until
 
 from node.emulator import Emulator, Switch
 from node.emulator.refusals import GZIP_BOMB_BYTES

@@ -14,7 +14,7 @@ def demo_model() -> LocalModel:
     return LocalModel(
         source=str(Path(__file__).resolve().parents[2] / "models" / "demo"),
         revision=None,
-        context_tokens=1024,
+        context_tokens=512,
         capabilities=frozenset(Capability) - {Capability.VISION, Capability.AUDIO},
         tool_parser="hermes",
         engine_args={

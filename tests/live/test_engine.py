@@ -259,11 +259,11 @@ async def test_prompt_that_does_not_fit_is_named_so(backend: LocalBackend, more:
 @pytest.mark.parametrize("more", [{}, {"logprobs": True}])
 async def test_output_is_clipped_to_the_room_there_is(backend: LocalBackend, more: dict[str, Any]) -> None:
     with pytest.raises(ContextLengthExceeded):
-        await gather(backend.open(chat(max_tokens=1025, **more)))
-    for asked in ({"max_tokens": 1020}, {"cap": 1020}):
-        chunks = await gather(backend.open(chat(ignore_eos=True, **asked, **more)))
+        await gather(backend.open(chat(max_tokens=513, **more)))
+    for call in (chat(ignore_eos=True, max_tokens=508, **more), chat(ignore_eos=True, cap=508, **more)):
+        chunks = await gather(backend.open(call))
         assert chunks[-1].usage is not None
-        assert chunks[-1].usage.total_tokens == 1024
+        assert chunks[-1].usage.total_tokens == 512
 
 
 @pytest.mark.parametrize("more", [{"temperature": -1}, {"top_p": 7}, {"n": 2, "temperature": "hot"}])
@@ -295,7 +295,7 @@ async def test_request_body_is_left_as_it_was(backend: LocalBackend) -> None:
 async def test_client_gone_stops_the_engine_within_a_second(
     engine: LocalEngine, backend: LocalBackend, stream: bool, more: dict[str, Any]
 ) -> None:
-    source = backend.open(chat(stream=stream, ignore_eos=True, cap=900, **more))
+    source = backend.open(chat(stream=stream, ignore_eos=True, cap=400, **more))
     if stream:
         async for chunk in source:
             if chunk.has_content:
@@ -315,11 +315,11 @@ async def test_load_follows_the_work(engine: LocalEngine, backend: LocalBackend)
     calls = [asyncio.ensure_future(gather(backend.open(chat(ignore_eos=True, cap=40)))) for _ in range(12)]
     await eventually(lambda: engine.load().in_flight == 12)
     await eventually(lambda: engine.load().running == 8, within_s=10.0)
-    assert engine.load().waiting > 0
+    await eventually(lambda: engine.load().waiting > 0)
     await asyncio.gather(*calls)
     load = engine.load()
     assert (load.in_flight, load.queued_prefill_tokens) == (0, 0)
-    assert (load.state, load.max_sequences, load.context_tokens) == (EngineState.READY, 8, 1024)
+    assert (load.state, load.max_sequences, load.context_tokens) == (EngineState.READY, 8, 512)
     assert load.step_s is not None
     assert 0 < load.step_s < 1
     assert load.prefill_tokens_per_s is not None
@@ -349,7 +349,7 @@ async def test_killed_engine_fails_its_calls_at_once_and_is_swept(engine: LocalE
     processes = engine.processes
     assert processes
     calls = [
-        asyncio.ensure_future(gather(backend.open(chat(stream=stream, ignore_eos=True, cap=900, **more))))
+        asyncio.ensure_future(gather(backend.open(chat(stream=stream, ignore_eos=True, cap=400, **more))))
         for stream in (True, False)
         for more in ({}, {"logprobs": True})
     ]

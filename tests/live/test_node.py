@@ -51,7 +51,9 @@ def _free_port() -> int:
 async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningNode]:
     folder = tmp_path_factory.mktemp("node")
     port = _free_port()
-    async with Emulator(EmulatorConfig(api_key=_PROVIDER_KEY, log_prompts=True, ttft_ms=50, pace_ms=2)) as emulator:
+    async with Emulator(
+        EmulatorConfig(api_key=_PROVIDER_KEY, log_prompts=True, ttft_median_s=0.05, pace_s=0.002)
+    ) as emulator:
         config = folder / "spillway.yaml"
         config.write_text(
             f"""

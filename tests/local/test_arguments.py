@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from node.catalogue import LocalModel
 from node.errors import SettingsError
-from node.local.arguments import command_line, environment, parse
+from node.local.arguments import check_torchvision, command_line, environment, parse
 
 MODEL = LocalModel(source="/models/demo", revision=None, context_tokens=2048, capabilities=frozenset())
 
@@ -98,3 +99,14 @@ def test_vllm_reads_what_we_write() -> None:
 def test_argument_unknown_to_vllm_is_a_settings_error() -> None:
     with pytest.raises(SettingsError, match="no-such-thing"):
         parse("demo", command_line("demo", replace(MODEL, engine_args={"no_such_thing": 1}), cuda=False))
+
+
+def test_torchvision_of_another_build_is_refused_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(SettingsError, match="pip uninstall torchvision torchaudio torchcodec"):
+        check_torchvision()

@@ -255,6 +255,13 @@ def test_unreadable_memory_on_a_gpu_that_always_had_it_is_a_problem(machine: Fak
     assert gpu.problem == "NVML error 999: Unknown Error"
 
 
+def test_gpu_lost_in_the_middle_of_a_sample_gives_none_of_its_figures(machine: FakeGpuMachine) -> None:
+    machine.answers(H100 + "0.fail.nvmlDeviceGetPowerUsage 15\n")
+    gpu = machine.gpu()
+    assert nothing_known(gpu)
+    assert gpu.problem == "GPU is lost (fell off the bus): it needs a reset or a reboot"
+
+
 def test_gpu_is_found_again_after_a_reset(machine: FakeGpuMachine) -> None:
     assert machine.gpu(0.0).problem is None
     machine.answers(H100 + "generation 1\n")
