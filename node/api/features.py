@@ -15,6 +15,7 @@ from node.settings import Settings
 # What a chat template or a provider adds per prompt and per message, generously; part of the bound on money.
 _BOUND_PER_PROMPT_TOKENS = 64
 _BOUND_PER_MESSAGE_TOKENS = 16
+_BOUND_PER_MEDIA_PART_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,6 @@ def admit(
     if wishes.latency_budget_s is not None:
         ttft_budget_s = min(ttft_budget_s, wishes.latency_budget_s)
     explicit = wishes.ttft_budget_s is not None or wishes.latency_budget_s is not None
-    messages = parsed.body.get("messages")
     call = Call(
         request_id=request_id,
         kind=parsed.kind,
@@ -67,7 +67,8 @@ def admit(
         prompt_tokens_estimate=ratio.estimate(parsed.prompt_bytes),
         prompt_tokens_bound=parsed.prompt_bytes
         + _BOUND_PER_PROMPT_TOKENS
-        + _BOUND_PER_MESSAGE_TOKENS * (len(messages) if isinstance(messages, list) else 0),
+        + _BOUND_PER_MESSAGE_TOKENS * parsed.messages
+        + _BOUND_PER_MEDIA_PART_TOKENS * parsed.media_parts,
         max_output_tokens=max_output_tokens,
         choices=parsed.choices,
         needs=parsed.needs,

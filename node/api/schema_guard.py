@@ -26,6 +26,13 @@ _ONE = frozenset(
 _MANY = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
 _NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
 _COUNTS = frozenset({"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"})
+_LOOKED_AT = (
+    _ONE
+    | _MANY
+    | _NAMED
+    | _COUNTS
+    | {"$ref", "items", "type", "pattern", "required", "enum", "minimum", "maximum", "multipleOf"}
+)
 # Applied to the same value as the schema they stand in: a circle of these and references never ends.
 _IN_PLACE = frozenset({"allOf", "anyOf", "oneOf", "not", "if", "then", "else"})
 _Place = tuple[Any, int, str]
@@ -63,6 +70,8 @@ def _walk(root: dict[str, Any]) -> None:
             raise _BadSchema("expected a schema (an object or a boolean)", where)
         edges = same_value[id(node)] = []
         for keyword, value in node.items():
+            if keyword not in _LOOKED_AT or (keyword == "type" and isinstance(value, str) and value in _TYPES):
+                continue
             _check_keyword(keyword, value, f"{where}/{keyword}")
             for sub in _sub_schemas(root, keyword, value, depth + 1, f"{where}/{keyword}"):
                 waiting.append(sub)

@@ -10,12 +10,12 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from tests.emulator.emulator_client import Wire, ask, chat, fast, streaming, until
 
 from node.catalogue_files import default_models_dir
 from node.emulator import Emulator, ModelPrice, Switch
 from node.emulator.bill import Journal
 from node.emulator.prices import HOLYSHEEP, read_prices
+from tests.emulator.emulator_client import Wire, ask, chat, fast, streaming, until
 
 
 @pytest.fixture

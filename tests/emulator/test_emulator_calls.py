@@ -8,10 +8,10 @@ from typing import Any
 
 import openai
 import pytest
-from tests.emulator.emulator_client import KEY, ask, chat, fast, streaming
 from openai import AsyncOpenAI
 
 from node.emulator import Emulator, ErrorShape
+from tests.emulator.emulator_client import KEY, ask, chat, fast, streaming
 
 HELLO: list[Any] = [{"role": "user", "content": "hello"}]
 WEATHER: Any = {

@@ -17,10 +17,10 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from tests.emulator.emulator_client import KEY, fast
 from openai import OpenAI
 
 from node.emulator import Emulator
+from tests.emulator.emulator_client import KEY, fast
 
 _DEADLINE_S = 30
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from tests.emulator.emulator_client import KEY, Heard, Wire, ask, chat, fast, streaming, until
 
 from node.emulator import Emulator, Switch
 from node.emulator.refusals import GZIP_BOMB_BYTES
 from node.emulator.replies import LONG_LINE_BYTES, STREAM_ONLY
+from tests.emulator.emulator_client import KEY, Heard, Wire, ask, chat, fast, streaming, until
 
 Check = Callable[[Heard], bool]
 

@@ -47,6 +47,16 @@ def _free_port() -> int:
         return port
 
 
+def _start(config: Path, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "node.cli", "serve", "--config", str(config)],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "TEST_PROVIDER_KEY": _PROVIDER_KEY},
+        )
+
+
 @pytest.fixture(scope="module")
 async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningNode]:
     folder = tmp_path_factory.mktemp("node")
@@ -64,13 +74,7 @@ providers:
 """
         )
         log = folder / "node.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "node.cli", "serve", "--config", str(config)],
-                stdout=output,
-                stderr=output,
-                env={**os.environ, "TEST_PROVIDER_KEY": _PROVIDER_KEY},
-            )
+        process = _start(config, log)
         running = RunningNode(f"http://127.0.0.1:{port}", process, emulator, log)
         try:
             await _until_ready(running)

@@ -1,0 +1,21 @@
+"""What the documentation says must be what the code does."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from node.routing.values import Reason
+
+_REPO = Path(__file__).resolve().parents[1]
+
+
+def test_settings_page_is_what_the_settings_types_say() -> None:
+    script = _REPO / "scripts" / "write_settings_docs.py"
+    done = subprocess.run([sys.executable, script, "--check"], cwd=_REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_reason_is_explained() -> None:
+    page = (_REPO / "docs" / "route.md").read_text()
+    missing = [reason for reason in Reason if f"`{reason}`" not in page and reason is not Reason.NO_SLOT]
+    assert not missing
