@@ -11,21 +11,21 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Hashable, Iterator, Sequence
-from datetime import date, datetime
+from collections.abc import Iterator, Sequence
+from datetime import date
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-import yaml
 from msgspec import Meta
 
 from node.catalogue import Catalogue, CloudEquivalent, LocalModel, Model
 from node.errors import SettingsError
 from node.money import Price
 from node.routing.values import Capability
+from node.yaml_files import read_mapping
 
 _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
 _Text = Annotated[str, Meta(min_length=1)]
@@ -63,6 +63,8 @@ _FORBIDDEN_ENGINE_ARGS = {
     "hf_token": "secrets stay out of catalogue files; set HF_TOKEN",
     "disable_log_stats": "the node lives on the engine's statistics",
 }
+
+_DATE_AND_TIME = re.compile(r"\d{4}-\d\d-\d\d[T ]")
 
 
 class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -300,34 +302,10 @@ def _vllm_source(name: str) -> Iterator[ast.stmt]:
         yield from ast.parse(path.read_text(encoding="utf-8")).body
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key may be written once. YAML itself keeps the last one and says nothing."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """A mapping; raises `yaml.constructor.ConstructorError` for a repeated key."""
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable):
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key}: written twice", key_node.start_mark)
-                seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
 def _read(path: Path, form: type[_Form]) -> _Form:
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except yaml.constructor.ConstructorError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise SettingsError(f"{path}: {error.problem} (line {line})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(document, dict):
-        raise SettingsError(f"{path}: not a mapping of keys to values")
-    if isinstance(document.get("as_of"), datetime):
+    document = read_mapping(path)
+    as_of = document.get("as_of")
+    if isinstance(as_of, str) and _DATE_AND_TIME.match(as_of):
         raise SettingsError(f"{path}: as_of: a date without a time")
     return _convert(path, document, form, "")
 

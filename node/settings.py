@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import yaml
 from msgspec import Meta
 
 from node.errors import SettingsError
 from node.routing.values import Residency
+from node.yaml_files import read_mapping
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
@@ -151,7 +151,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str] = os.environ) ->
     (comma-separated) override; ``SPILLWAY_API_KEY`` adds one caller key named ``default``.
     Raises `SettingsError` naming file, key and reason.
     """
-    document = _read(path) if path is not None else {}
+    document = read_mapping(path) if path is not None else {}
     _overlay_environment(document, environ)
     try:
         settings = msgspec.convert(document, Settings, strict=True)
@@ -159,33 +159,6 @@ def load_settings(path: Path | None, environ: Mapping[str, str] = os.environ) ->
         raise SettingsError(f"{path or 'environment'}: {_with_key(str(error))}") from error
     _check(settings, path)
     return settings
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not valid YAML: {error}") from error
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
-        raise SettingsError(f"{path}: the top level must be a mapping of settings")
-    return document
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML keeps the last of two equal keys; two values for one setting are a mistake worth stopping at."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
 
 
 def _overlay_environment(document: dict[str, Any], environ: Mapping[str, str]) -> None:
