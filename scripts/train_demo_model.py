@@ -488,14 +488,14 @@ def batches(
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """An untrained Qwen2-style model: 4 layers of 192, 6 query and 2 key-value heads of 32, tied embeddings."""
+    """An untrained Qwen2-style model: 4 layers of 192, 6 heads of 32, tied embeddings."""
     config = Qwen2Config(
         vocab_size=VOCABULARY,
         hidden_size=192,
         intermediate_size=576,
         num_hidden_layers=4,
         num_attention_heads=6,
-        num_key_value_heads=2,
+        num_key_value_heads=6,
         max_position_embeddings=CONTEXT_TOKENS,
         tie_word_embeddings=True,
         use_cache=True,
@@ -614,7 +614,7 @@ form. It knows nothing else and is no measure of what the node can serve.
 
 | | |
 |---|---|
-| shape | 4 layers, hidden size 192, 6 query and 2 key-value heads of 32, tied embeddings, {parameters:,} parameters |
+| shape | 4 layers, hidden size 192, 6 heads of 32, tied embeddings, {parameters:,} parameters |
 | weights | float16; serve in float32 on a CPU |
 | tokenizer | byte-level BPE, {vocabulary} entries |
 | context | {context_tokens} tokens |
