@@ -56,18 +56,30 @@ class Cell:
         return self.cpu_s / self.window.requests if self.window.requests else None
 
 
-def node_config(upstream: Service, port: int) -> str:
+def node_config(upstream: Service, port: int, directory: Path) -> str:
     """The node without an engine: the model `bench` is served by one OpenAI-compatible provider, the upstream."""
-    return f"""listen: 127.0.0.1:{port}
+    prices = directory / "prices"
+    prices.mkdir()
+    (directory / "bench.yaml").write_text(f"""name: {gateways.MODEL}
+summary: answered by a static upstream
+cloud:
+  - provider: static
+    model: {gateways.MODEL}
+    context_tokens: 100000
+    max_output_tokens: 8192
+    capabilities: []
+""")
+    (prices / "static.yaml").write_text(f"""provider: static
+as_of: 2026-01-01
 models:
-  - name: {gateways.MODEL}
-    cloud:
-      - provider: static
-        model: {gateways.MODEL}
+  {gateways.MODEL}: {{input_usd_per_mtok: 1, output_usd_per_mtok: 1}}
+""")
+    return f"""listen: {{port: {port}}}
+models: [{gateways.MODEL}]
+cloud_only: true
+catalogue: ["{directory}"]
 providers:
-  - name: static
-    kind: openai
-    base_url: {upstream.url}/v1
+  static: {{base_url: "{upstream.url}/v1"}}
 """
 
 
@@ -84,7 +96,10 @@ def start(arm: str, directory: Path, environments: Path, upstream: Service) -> I
             yield service
     else:
         port = free_port()
-        with start_node(node_config(upstream, port), {}, directory=directory, port=port) as service:
+        catalogue = directory / "catalogue"
+        catalogue.mkdir()
+        config = node_config(upstream, port, catalogue)
+        with start_node(config, {}, directory=directory, port=port) as service:
             yield service
 
 
