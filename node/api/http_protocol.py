@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from node.api.cork import CorkedTransport
 from node.errors import HeadersTooLarge, InvalidRequest, RequestTimeout, SpillwayError, render
 
 _log = logging.getLogger("spillway.http")
@@ -60,7 +61,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first request."""
-        super().connection_made(transport)
+        super().connection_made(CorkedTransport(transport, self.loop))  # type: ignore[arg-type]
         self._start_clock(_Phase.HEADERS)
 
     def connection_lost(self, exc: Exception | None) -> None:
