@@ -128,6 +128,7 @@ class Node:
             dispatcher=self.dispatcher,
             sharing=Sharing(self.cache),
             ratios=self.ratios,
+            vocabulary_size=self._vocabulary_size,
             clock=time.monotonic,
             report=self._report,
         )
@@ -201,6 +202,10 @@ class Node:
             _log.error("%s: the engine did not start: %s", engine.model_name, error.message)
         else:
             _log.info("%s: the engine is ready", engine.model_name)
+
+    def _vocabulary_size(self, name: str) -> int | None:
+        engine = self.engines.get(name)
+        return engine.vocabulary_size if engine is not None else None
 
     def _lane(self, model: Model) -> Lane:
         engine = self.engines.get(model.name)

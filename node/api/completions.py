@@ -42,6 +42,7 @@ class Parts:
     dispatcher: Dispatcher
     sharing: Sharing
     ratios: Mapping[str, TokenRatio]
+    vocabulary_size: Callable[[str], int | None]
     clock: Callable[[], float]
     report: Callable[[Journey, Ending], None]
 
@@ -83,7 +84,10 @@ class CompletionsEndpoint:
         caller = parts.keyring.authenticate(headers)
         check_content_type(headers)
         body = await read_body(receive, headers, parts.settings.api.max_body_bytes)
-        parsed = self._parse(parse_json(body), headers, strict=parts.settings.api.strict)
+        document = parse_json(body)
+        model = document.get("model")
+        vocabulary_size = parts.vocabulary_size(model) if isinstance(model, str) else None
+        parsed = self._parse(document, headers, strict=parts.settings.api.strict, vocab_size=vocabulary_size)
         parts.dispatcher.model(parsed.model)
         admitted = admit(
             parsed, caller, parts.settings, parts.ratios[parsed.model], request_id=request_id, arrived_s=arrived_s

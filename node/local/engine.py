@@ -78,6 +78,11 @@ class LocalEngine:
         return self._serving.context_tokens if self._serving else self.model.context_tokens
 
     @property
+    def vocabulary_size(self) -> int | None:
+        """How many token ids the model has; None until it is loaded."""
+        return self._serving.vocabulary_size if self._serving else None
+
+    @property
     def processes(self) -> frozenset[EngineProcess]:
         """The processes the engine runs in, beside this one."""
         return self._processes
@@ -206,7 +211,7 @@ class LocalEngine:
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
-        vocabulary = self._llm.model_config.get_vocab_size()
+        vocabulary = serving.vocabulary_size
         length = max(1, min(_WARM_UP_PROMPT_TOKENS, serving.context_tokens - _WARM_UP_OUTPUT_TOKENS))
         grammars: list[Any] = [None, None]
         if self.model.capabilities & _GRAMMAR_CAPABILITIES:

@@ -28,6 +28,7 @@ class Serving:
 
         self.llm = llm
         self.context_tokens: int = llm.model_config.max_model_len
+        self.vocabulary_size: int = llm.model_config.get_vocab_size()
         self.max_sequences: int = llm.vllm_config.scheduler_config.max_num_seqs
         self.renderer = state.online_renderer
         self._objects = {Kind.CHAT: state.openai_serving_chat, Kind.COMPLETION: state.openai_serving_completion}

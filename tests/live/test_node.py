@@ -239,6 +239,31 @@ async def test_unknown_model_path_and_method_get_openai_errors(node: RunningNode
     assert (method.status_code, method.json()["error"]["type"]) == (405, "invalid_request_error")
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("completions", {"prompt": [1, 2, 1_000_000]}),
+        ("completions", {"prompt": [-1]}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "logit_bias": {"1000000": 1}}),
+    ],
+)
+async def test_token_ids_beyond_the_vocabulary_are_refused(node: RunningNode, path: str, body: dict[str, Any]) -> None:
+    async with httpx.AsyncClient(timeout=30) as client:
+        answer = await client.post(f"{node.url}/v1/{path}", json={"model": "demo", **body})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+async def test_schemathesis_in_negative_mode_finds_no_server_error(node: RunningNode) -> None:
+    command = [
+        str(Path(sys.executable).with_name("schemathesis")),
+        *("run", f"{node.url}/openapi.json", "--mode", "negative", "--checks", "not_a_server_error"),
+        *("--max-examples", "40", "--seed", "1", "--no-color"),
+    ]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, cwd=node.log.parent)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "No issues found" in done.stdout
+
+
 async def test_metrics_are_prometheus_text(node: RunningNode) -> None:
     async with httpx.AsyncClient() as client:
         text = (await client.get(f"{node.url}/metrics")).text

@@ -4,7 +4,7 @@ from dataclasses import replace
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from node.money import Price
@@ -100,8 +100,10 @@ policies = st.builds(
     ),
 )
 moments = st.floats(1000, 1200)
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
+@untimed
 @given(policies, requests, snapshots, moments)
 def test_pinned_request_is_never_sent_to_the_cloud(
     policy: OverflowPolicy, request: Features, snapshot: Snapshot, now_s: float
@@ -111,6 +113,7 @@ def test_pinned_request_is_never_sent_to_the_cloud(
     assert decision.cloud is None
 
 
+@untimed
 @given(requests, options)
 def test_pinned_request_gets_no_permit_whatever_was_decided(request: Features, option: CloudOption) -> None:
     decision = Decision(target=Target.CLOUD, reason=Reason.PREDICTED_LATE, cloud=option)
@@ -118,6 +121,7 @@ def test_pinned_request_gets_no_permit_whatever_was_decided(request: Features, o
         grant(replace(request, residency=Residency.PREMISES), decision)
 
 
+@untimed
 @given(policies, requests, snapshots, moments)
 def test_what_leaves_is_wanted_affordable_and_gets_its_permit(
     policy: OverflowPolicy, request: Features, snapshot: Snapshot, now_s: float
@@ -137,6 +141,7 @@ def test_what_leaves_is_wanted_affordable_and_gets_its_permit(
     assert request.cost_budget_nano_usd is None or permit.reserved_nano_usd <= request.cost_budget_nano_usd
 
 
+@untimed
 @given(policies, requests, snapshots, moments)
 def test_nothing_starts_on_an_engine_that_is_not_ready_or_cannot_do_it(
     policy: OverflowPolicy, request: Features, snapshot: Snapshot, now_s: float
@@ -147,6 +152,7 @@ def test_nothing_starts_on_an_engine_that_is_not_ready_or_cannot_do_it(
         assert request.needs <= snapshot.engine.capabilities
 
 
+@untimed
 @given(policies, requests, snapshots, moments)
 def test_no_wait_is_without_an_end(policy: OverflowPolicy, request: Features, snapshot: Snapshot, now_s: float) -> None:
     decision = policy.decide(request, snapshot, now_s)

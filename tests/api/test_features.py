@@ -1,0 +1,111 @@
+"""What routing gets to know of a request: pins add up, budgets have defaults, the bound on money is one."""
+
+from dataclasses import replace
+
+import pytest
+
+from node.api.auth import Caller
+from node.api.features import Admitted, admit
+from node.api.schema import ParsedRequest
+from node.api.wishes import RoutingWishes
+from node.backend import Kind
+from node.routing.tokens import TokenRatio
+from node.routing.values import Capability, Residency
+from node.settings import ApiSettings, PrivacySettings, RoutingSettings, Settings
+
+PARSED = ParsedRequest(
+    kind=Kind.CHAT,
+    model="demo",
+    body={"messages": []},
+    stream=True,
+    include_usage=True,
+    max_tokens=50,
+    choices=2,
+    needs=frozenset({Capability.TOOLS}),
+    prompt_bytes=400,
+    messages=3,
+    media_parts=0,
+    deterministic=True,
+    wishes=RoutingWishes(),
+    ignored=(),
+)
+ANYONE = Caller("team", Residency.ANY)
+DEFAULTS = Settings(routing=RoutingSettings(ttft_budget_ms=2000, max_wait_s=60))
+
+
+def admitted(parsed: ParsedRequest = PARSED, caller: Caller = ANYONE, settings: Settings = DEFAULTS) -> Admitted:
+    return admit(parsed, caller, settings, TokenRatio(), request_id="r", arrived_s=1000.0)
+
+
+def wishing(**wishes: float | bool) -> ParsedRequest:
+    return replace(PARSED, wishes=RoutingWishes(**wishes))  # type: ignore[arg-type]
+
+
+def test_request_without_wishes_gets_the_defaults() -> None:
+    features = admitted().features
+    assert (features.ttft_budget_s, features.latency_budget_s, features.explicit_budget) == (2.0, None, False)
+    assert (features.arrived_s, features.give_up_s) == (1000.0, 1060.0)
+    assert (features.residency, features.prefer_local, features.cost_budget_nano_usd) == (Residency.ANY, False, None)
+
+
+@pytest.mark.parametrize(
+    ("parsed", "caller", "settings"),
+    [
+        (wishing(require_local=True), ANYONE, DEFAULTS),
+        (PARSED, Caller("clinic", Residency.PREMISES), DEFAULTS),
+        (PARSED, ANYONE, Settings(privacy=PrivacySettings(residency=Residency.PREMISES))),
+        (PARSED, ANYONE, Settings(privacy=PrivacySettings(pinned_models=("demo",)))),
+    ],
+    ids=["request", "key", "node", "model"],
+)
+def test_any_one_pin_holds(parsed: ParsedRequest, caller: Caller, settings: Settings) -> None:
+    assert admitted(parsed, caller, settings).features.residency is Residency.PREMISES
+
+
+def test_request_cannot_loosen_the_pin_of_its_key() -> None:
+    pinned = Caller("clinic", Residency.PREMISES)
+    assert admitted(wishing(require_local=False), pinned).features.residency is Residency.PREMISES
+
+
+def test_own_budget_is_a_promise_and_ends_the_wait() -> None:
+    features = admitted(wishing(ttft_budget_s=5.0)).features
+    assert (features.ttft_budget_s, features.explicit_budget, features.give_up_s) == (5.0, True, 1005.0)
+
+
+def test_first_token_may_not_take_longer_than_the_whole_answer() -> None:
+    features = admitted(wishing(latency_budget_s=0.5)).features
+    assert (features.ttft_budget_s, features.latency_budget_s, features.give_up_s) == (0.5, 0.5, 1000.5)
+    both = admitted(wishing(latency_budget_s=0.5, ttft_budget_s=0.2)).features
+    assert (both.ttft_budget_s, both.latency_budget_s) == (0.2, 0.5)
+
+
+def test_operators_latency_budget_is_a_default_and_no_promise_of_the_client() -> None:
+    settings = Settings(routing=RoutingSettings(latency_budget_ms=8000))
+    features = admitted(settings=settings).features
+    assert (features.latency_budget_s, features.explicit_budget) == (8.0, False)
+    assert admitted(wishing(latency_budget_s=3.0), settings=settings).features.latency_budget_s == 3.0
+
+
+def test_missing_output_cap_is_filled_in_for_call_and_routing_alike() -> None:
+    settings = Settings(api=ApiSettings(default_max_tokens=77))
+    without = admitted(replace(PARSED, max_tokens=None), settings=settings)
+    assert (without.call.max_output_tokens, without.features.max_output_tokens) == (77, 77)
+    assert admitted(settings=settings).features.max_output_tokens == 50
+
+
+def test_expected_prompt_is_for_time_and_its_bound_for_money() -> None:
+    features = admitted().features
+    assert features.prompt_tokens_estimate == 100
+    assert features.prompt_tokens_bound == 400 + 64 + 3 * 16
+    pictures = admitted(replace(PARSED, media_parts=2)).features
+    assert pictures.prompt_tokens_bound == features.prompt_tokens_bound + 2 * 4096
+
+
+def test_call_says_who_asked_for_what() -> None:
+    result = admitted(wishing(cost_budget_nano_usd=9, prefer_local=True))
+    call, features = result.call, result.features
+    assert (call.request_id, features.request_id, call.response_id) == ("r", "r", "chatcmpl-r")
+    assert (call.tenant, call.model, call.body) == ("team", "demo", {"messages": []})
+    assert (call.stream, call.include_usage, result.cacheable) == (True, True, True)
+    assert (features.choices, features.needs) == (2, PARSED.needs)
+    assert (features.cost_budget_nano_usd, features.prefer_local) == (9, True)

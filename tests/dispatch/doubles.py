@@ -1,0 +1,205 @@
+"""An engine, a cloud and a house around them, all scripted: what they answer, and what they noticed."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+
+from node.backend import Backend, Call, Chunk, Kind
+from node.catalogue import CloudEquivalent, LocalModel, Model
+from node.dispatch.dispatcher import Answer, Dispatcher, ServedModel
+from node.dispatch.lane import Lane
+from node.dispatch.outcome import Outcome
+from node.dispatch.providers import Providers, ProviderState
+from node.errors import SpillwayError
+from node.money import Price, Usage
+from node.routing.permit import EgressPermit
+from node.routing.policy import OverflowPolicy
+from node.routing.ttft import TtftWindow
+from node.routing.values import EngineLoad, EngineState, Features, Limits, Residency
+from tests.dispatch.virtual_time import now_s
+
+PRICE = Price(Decimal(1), Decimal(2))
+REQUEST = Features(
+    request_id="r",
+    model="demo",
+    residency=Residency.ANY,
+    prompt_bytes=400,
+    prompt_tokens_estimate=100,
+    prompt_tokens_bound=500,
+    max_output_tokens=100,
+    choices=1,
+    needs=frozenset(),
+    prefer_local=False,
+    ttft_budget_s=2.0,
+    latency_budget_s=None,
+    explicit_budget=False,
+    cost_budget_nano_usd=None,
+    arrived_s=1000.0,
+    give_up_s=1060.0,
+)
+
+ROLE = Chunk(b"role;")
+HELLO = Chunk(b"hello;", has_content=True, output_tokens=1)
+END = Chunk(b"end;", output_tokens=1, usage=Usage(10, 1), finish_reason="stop")
+
+Step = Chunk | SpillwayError | float
+"""What a backend does next: yield a chunk, fail, or take so many seconds."""
+WHOLE: tuple[Step, ...] = (ROLE, HELLO, END)
+
+
+class ScriptedBackend:
+    """Plays its script. `opened` and `closed` count the streams that began and that were let go, whatever the way."""
+
+    def __init__(self, name: str, script: Sequence[Step] = WHOLE, *, counted: Usage | None = None) -> None:
+        self.name = name
+        self.served_model = f"{name}-model"
+        self.script = script
+        self.counted = counted
+        self.opened = 0
+        self.closed = 0
+
+    async def open(self, call: Call) -> AsyncGenerator[Chunk, None]:
+        """The script, step by step."""
+        self.opened += 1
+        try:
+            for step in self.script:
+                if isinstance(step, SpillwayError):
+                    raise step
+                if isinstance(step, Chunk):
+                    yield step
+                else:
+                    await asyncio.sleep(step)
+        finally:
+            self.closed += 1
+
+    def usage_so_far(self) -> Usage | None:
+        """What the story says it has counted."""
+        return self.counted
+
+
+@dataclass
+class ScriptedEngine:
+    """A local engine with a given load."""
+
+    serves: ScriptedBackend = field(default_factory=lambda: ScriptedBackend("local"))
+    state: EngineState = EngineState.READY
+    slots: int = 2
+
+    def load(self) -> EngineLoad:
+        """Too cold to predict, so that only its state and its slots count."""
+        return EngineLoad(state=self.state, capabilities=frozenset(), context_tokens=4096, max_sequences=self.slots)
+
+    def backend(self) -> Backend:
+        """The one scripted backend."""
+        return self.serves
+
+
+@dataclass
+class ScriptedProvider:
+    """A provider with one scripted backend; it keeps the permits it was shown."""
+
+    serves: ScriptedBackend
+    permits: list[EgressPermit] = field(default_factory=list)
+
+    def bind(self, equivalent: CloudEquivalent, permit: EgressPermit, *, prompt_tokens_estimate: int) -> Backend:
+        """The one scripted backend."""
+        self.permits.append(permit)
+        return self.serves
+
+
+class House:
+    """One model, one engine, the named clouds, and every outcome that was reported.
+
+    A provider takes 0.5 s at worst; with the budget of 2 s and no margin, the last safe moment is 1.5 s after arrival.
+    """
+
+    def __init__(
+        self,
+        engine: ScriptedEngine | None = None,
+        clouds: Sequence[ScriptedBackend] = (),
+        limits: Limits | None = None,
+    ) -> None:
+        self.outcomes: list[Outcome] = []
+        self.engine = engine
+        self.clouds = {cloud.name: ScriptedProvider(cloud) for cloud in clouds}
+        self.providers = Providers(
+            {name: ProviderState(cloud, 1.0, TtftWindow(0.5)) for name, cloud in self.clouds.items()}
+        )
+        self.model = Model(
+            name="demo",
+            summary="",
+            local=LocalModel(source="demo", revision=None, context_tokens=4096, capabilities=frozenset()),
+            cloud=tuple(_equivalent(name) for name in self.clouds),
+            reference=PRICE,
+        )
+        self.lane = Lane(
+            engine=engine,
+            policy=OverflowPolicy(limits or Limits(feed_ahead=0, margin_s=0.0)),
+            cloud_options=lambda failed: self.providers.options_for(self.model, now_s(), failed),
+            vram_free_bytes=lambda: None,
+            clock=now_s,
+        )
+        self.dispatcher = Dispatcher(
+            served={"demo": ServedModel(self.model, self.lane)},
+            providers=self.providers,
+            clock=now_s,
+            on_outcome=self.outcomes.append,
+        )
+
+    async def answer(self, request: Features = REQUEST, *, stream: bool = True) -> Answer:
+        """The answer to `request`, once it has begun."""
+        return await self.dispatcher.answer(call_for(request, stream=stream), request)
+
+    @property
+    def outcome(self) -> Outcome:
+        """The one outcome there is."""
+        (outcome,) = self.outcomes
+        return outcome
+
+
+def _equivalent(provider: str) -> CloudEquivalent:
+    return CloudEquivalent(
+        provider=provider,
+        model=f"{provider}-model",
+        context_tokens=100_000,
+        max_output_tokens=None,
+        capabilities=frozenset(),
+        price=PRICE,
+        priced_on=None,
+    )
+
+
+def call_for(request: Features, *, stream: bool = True) -> Call:
+    """The call that goes with `request`."""
+    return Call(
+        request_id=request.request_id,
+        kind=Kind.CHAT,
+        model=request.model,
+        body={},
+        stream=stream,
+        include_usage=True,
+        max_output_tokens=request.max_output_tokens,
+        created_s=0,
+        tenant="t",
+    )
+
+
+def named(name: str, *, pinned: bool = False, arrived_s: float = 1000.0, choices: int = 1) -> Features:
+    """A request of that name."""
+    return replace(
+        REQUEST,
+        request_id=name,
+        residency=Residency.PREMISES if pinned else Residency.ANY,
+        arrived_s=arrived_s,
+        give_up_s=arrived_s + 60,
+        choices=choices,
+    )
+
+
+async def read(answer: Answer) -> bytes:
+    """Everything in `answer`, which is then closed."""
+    try:
+        return b"".join([chunk.data async for chunk in answer])
+    finally:
+        await answer.aclose()

@@ -1,0 +1,37 @@
+"""What a provider's refusals teach the node: pause when asked to, stay away when the key is no good."""
+
+import pytest
+
+from node.errors import SpillwayError, UpstreamAuth, UpstreamRateLimited
+from tests.dispatch.doubles import House, ScriptedBackend, named, read
+from tests.dispatch.virtual_time import in_virtual_time, now_s
+
+
+def refusing(error: SpillwayError) -> ScriptedBackend:
+    return ScriptedBackend("cloud", (error,))
+
+
+@in_virtual_time
+async def test_provider_that_asks_for_a_pause_gets_it() -> None:
+    home = House(None, [refusing(UpstreamRateLimited("x", retry_after_s=7)), ScriptedBackend("other")])
+    await read(await home.answer())
+    state = home.providers.states["cloud"]
+    assert not state.is_available(now_s() + 6.9)
+    assert state.is_available(now_s() + 7)
+
+
+@in_virtual_time
+async def test_provider_that_asks_for_a_day_gets_a_minute() -> None:
+    home = House(None, [refusing(UpstreamRateLimited("x", retry_after_s=86_400))])
+    with pytest.raises(UpstreamRateLimited):
+        await home.answer()
+    assert home.providers.states["cloud"].is_available(now_s() + 60)
+
+
+@in_virtual_time
+async def test_provider_that_refuses_our_key_is_left_alone() -> None:
+    home = House(None, [refusing(UpstreamAuth("x")), ScriptedBackend("other")])
+    await read(await home.answer())
+    await read(await home.answer(named("again")))
+    assert home.clouds["cloud"].serves.opened == 1
+    assert home.providers.states["cloud"].isolated_by == "upstream_auth"

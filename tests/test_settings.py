@@ -1,0 +1,158 @@
+"""spillway.yaml and the environment: what is wrong is refused by its name, and nobody is let in by accident."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from node.errors import SettingsError
+from node.routing.values import Residency
+from node.settings import Settings, is_loopback, load_settings
+
+Write = Callable[[str], Path]
+DIGEST = hashlib.sha256(b"secret").hexdigest()
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(text: str) -> Path:
+        path = tmp_path / "spillway.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_no_file_and_no_environment_give_the_defaults() -> None:
+    assert load_settings(None, {}) == Settings()
+    assert is_loopback(Settings().listen.host)
+
+
+def test_empty_file_gives_the_defaults(write: Write) -> None:
+    assert load_settings(write("# nothing yet\n"), {}) == Settings()
+
+
+def test_file_is_read(write: Write) -> None:
+    text = f"""
+        models: [demo, other]
+        listen: {{port: 9000}}
+        routing: {{ttft_budget_ms: 500, max_queue_depth: null}}
+        privacy: {{pinned_models: [other]}}
+        keys: [{{name: team, sha256: "{DIGEST}", residency: premises}}]
+        providers:
+          lab: {{base_url: "http://127.0.0.1:1/v1", clocks: {{connect_s: 1}}}}
+    """
+    settings = load_settings(write(text), {})
+    assert settings.models == ("demo", "other")
+    assert settings.listen.port == 9000
+    assert (settings.routing.ttft_budget_ms, settings.routing.max_queue_depth) == (500.0, None)
+    assert settings.keys[0].residency is Residency.PREMISES
+    assert settings.providers["lab"].clocks.connect_s == 1.0
+    assert settings.providers["lab"].clocks.total_s == 600.0
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("routng: {}", "routng"),
+        ("routing: {margin: 1}", "margin"),
+        ("routing: {margin_ms: 0}", "routing.margin_ms"),
+        ("routing: {margin_ms: soon}", "routing.margin_ms"),
+        ("routing: {ttft_safety: 1.5}", "routing.ttft_safety"),
+        ("routing: {ttft_budget_ms: .nan}", "routing.ttft_budget_ms"),
+        ("routing: {feed_ahead: -1}", "routing.feed_ahead"),
+        ("listen: {port: 70000}", "listen.port"),
+        ("listen: {port: '80'}", "listen.port"),
+        ("listen: 8000", "listen"),
+        ("models: []", "models"),
+        ("models: demo", "models"),
+        ("cloud_only: 'no'", "cloud_only"),
+        ("cache: {ttl_s: -1}", "cache.ttl_s"),
+        ("privacy: {residency: anywhere}", "privacy.residency"),
+        ("keys: [{name: a, sha256: secret}]", "keys[0].sha256"),
+        (f"keys: [{{sha256: '{DIGEST}'}}]", "name"),
+        ("providers: {lab: {base_url: 'ftp://x'}}", "base_url"),
+        ("providers: {lab: {}}", "base_url"),
+        ("providers: {lab: {base_url: 'http://x', api_key: sk}}", "api_key"),
+        ("api: {max_body_bytes: 0}", "api.max_body_bytes"),
+        ("privacy: {pinned_models: [other]}", "other"),
+        ("engine: {other: {}}", "other"),
+        ("routing: {margin_ms: 1, margin_ms: 2}", "margin_ms"),
+        ("- a list", "not a mapping"),
+        ("listen: {", "not YAML"),
+    ],
+)
+def test_bad_key_is_refused_by_its_name_and_its_file(write: Write, text: str, named: str) -> None:
+    path = write(text)
+    with pytest.raises(SettingsError) as refused:
+        load_settings(path, {})
+    assert named in refused.value.message
+    assert str(path) in refused.value.message
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml: cannot be read"):
+        load_settings(tmp_path / "nowhere.yaml", {})
+
+
+def test_two_keys_of_one_name_are_refused(write: Write) -> None:
+    path = write(f"keys: [{{name: a, sha256: '{DIGEST}'}}, {{name: a, sha256: '{DIGEST}'}}]")
+    with pytest.raises(SettingsError, match="'a' is there twice"):
+        load_settings(path, {})
+
+
+def test_environment_overrides_the_file(write: Write) -> None:
+    path = write("listen: {host: '::1', port: 1}\nmodels: [a]")
+    environ = {"SPILLWAY_HOST": "127.0.0.2", "SPILLWAY_PORT": "9001", "SPILLWAY_MODELS": "demo, other,"}
+    settings = load_settings(path, environ)
+    assert (settings.listen.host, settings.listen.port) == ("127.0.0.2", 9001)
+    assert settings.models == ("demo", "other")
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [
+        ({"SPILLWAY_PORT": "http"}, "SPILLWAY_PORT"),
+        ({"SPILLWAY_PORT": "-1"}, "SPILLWAY_PORT"),
+        ({"SPILLWAY_PORT": "99999"}, "listen.port"),
+        ({"SPILLWAY_MODELS": ","}, "models"),
+    ],
+)
+def test_bad_environment_is_named(environ: dict[str, str], named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        load_settings(None, environ)
+
+
+def test_key_from_the_environment_is_kept_as_its_digest_beside_those_of_the_file(write: Write) -> None:
+    path = write(f"keys: [{{name: team, sha256: '{DIGEST}'}}]")
+    settings = load_settings(path, {"SPILLWAY_API_KEY": "another"})
+    assert [key.name for key in settings.keys] == ["team", "default"]
+    assert settings.keys[1].sha256 == hashlib.sha256(b"another").hexdigest()
+    assert "another" not in repr(settings)
+
+
+def test_holysheep_is_there_once_its_key_is(write: Write) -> None:
+    assert load_settings(None, {}).providers == {}
+    settings = load_settings(None, {"HOLYSHEEP_API_KEY": "sk-secret"})
+    assert settings.providers["holysheep"].base_url.startswith("https://")
+    assert settings.providers["holysheep"].api_key_env == "HOLYSHEEP_API_KEY"
+    assert "sk-secret" not in repr(settings)
+
+
+def test_own_entry_for_holysheep_is_not_overwritten(write: Write) -> None:
+    path = write("providers: {holysheep: {base_url: 'http://127.0.0.1:1/v1'}}")
+    settings = load_settings(path, {"HOLYSHEEP_API_KEY": "k"})
+    assert settings.providers["holysheep"].base_url == "http://127.0.0.1:1/v1"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "node.example", "localhost.example"])
+def test_listening_to_other_machines_without_a_key_is_refused(host: str) -> None:
+    with pytest.raises(SettingsError, match=r"listen\.host.*SPILLWAY_API_KEY"):
+        load_settings(None, {"SPILLWAY_HOST": host})
+    assert load_settings(None, {"SPILLWAY_HOST": host, "SPILLWAY_API_KEY": "k"}).listen.host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])
+def test_loopback_needs_no_key(host: str) -> None:
+    assert load_settings(None, {"SPILLWAY_HOST": host}).keys == ()
