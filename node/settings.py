@@ -17,7 +17,7 @@ from node.routing.values import Residency
 from node.yaml_files import read_mapping
 
 PositiveInt = Annotated[int, Meta(ge=1)]
-PositiveFloat = Annotated[float, Meta(gt=0)]
+PositiveFloat = Annotated[float, Meta(gt=0, le=1e12)]
 Fraction = Annotated[float, Meta(gt=0, le=1)]
 
 
@@ -167,7 +167,7 @@ def _overlay_environment(document: dict[str, Any], environ: Mapping[str, str]) -
         if host := environ.get("SPILLWAY_HOST"):
             listen["host"] = host
         if port := environ.get("SPILLWAY_PORT"):
-            if not port.isdigit():
+            if not (port.isascii() and port.isdecimal()):
                 raise SettingsError(f"SPILLWAY_PORT: expected a port number, got {port!r}")
             listen["port"] = int(port)
     if models := environ.get("SPILLWAY_MODELS"):

@@ -156,3 +156,8 @@ def test_listening_to_other_machines_without_a_key_is_refused(host: str) -> None
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])
 def test_loopback_needs_no_key(host: str) -> None:
     assert load_settings(None, {"SPILLWAY_HOST": host}).keys == ()
+
+
+def test_a_port_in_other_digits_is_refused_by_name() -> None:
+    with pytest.raises(SettingsError, match="SPILLWAY_PORT"):
+        load_settings(None, {"SPILLWAY_PORT": "²"})

@@ -111,24 +111,29 @@ class CompletionsEndpoint:
         self, answer: Answer | SharedAnswer, admitted: Admitted, ignored: tuple[str, ...], send: Send
     ) -> None:
         call = admitted.call
+        rides_along = isinstance(answer, SharedAnswer) and not answer.owner
+        ending = Ending.CLIENT_CLOSED
         try:
             if isinstance(answer, SharedAnswer):
                 await answer.began()
             journey = answer.journey
-            shared_by_another = isinstance(answer, SharedAnswer) and not answer.owner
-            if shared_by_another:
+            if rides_along:
                 journey = self._cache_journey(admitted, journey.served_model)
             headers = _headers(journey, ignored, call.request_id)
-            if call.stream:
-                async with aclosing(aiter(answer)) as chunks:  # type: ignore[type-var]
+            async with aclosing(aiter(answer)) as chunks:  # type: ignore[type-var]
+                if call.stream:
                     await send_stream(send, _STREAM_HEADERS + headers, chunks)
-            else:
-                async for chunk in answer:
-                    await send_document(send, 200, _JSON_HEADERS + headers, chunk.data)
-            if shared_by_another:
-                self._parts.report(journey, Ending.DONE)
+                else:
+                    async for chunk in chunks:
+                        await send_document(send, 200, _JSON_HEADERS + headers, chunk.data)
+            ending = Ending.DONE
+        except SpillwayError:
+            ending = Ending.FAILED
+            raise
         finally:
             await answer.aclose()
+            if rides_along:  # the call itself is reported by its dispatcher
+                self._parts.report(self._cache_journey(admitted, None), ending)
 
     async def _send_kept(self, kept: CachedAnswer, admitted: Admitted, ignored: tuple[str, ...], send: Send) -> None:
         call = admitted.call

@@ -75,7 +75,6 @@ def admit(
         prefer_local=wishes.prefer_local,
         ttft_budget_s=ttft_budget_s,
         latency_budget_s=latency_budget_s,
-        explicit_budget=explicit,
         cost_budget_nano_usd=wishes.cost_budget_nano_usd,
         arrived_s=arrived_s,
         give_up_s=arrived_s + (ttft_budget_s if explicit else routing.max_wait_s),

@@ -154,9 +154,13 @@ class Dispatcher:
                 self._on_outcome(journey.outcome(ending, ended, self._clock()))
 
     async def _place(self, journey: Journey, served: ServedModel, failed: frozenset[str]) -> Decision:
+        features = journey.features
+        if features.cost_budget_nano_usd is not None:  # a cap is for the request, however many attempts it takes
+            left_nano_usd = features.cost_budget_nano_usd - journey.spent_nano_usd
+            features = replace(features, cost_budget_nano_usd=max(0, left_nano_usd))
         asked_s = self._clock()
         try:
-            return await served.lane.place(journey.features, failed)
+            return await served.lane.place(features, failed)
         finally:
             journey.queue_s += self._clock() - asked_s
 
@@ -220,7 +224,8 @@ class Dispatcher:
         """An answer that had begun is over: give back its slot, settle its price, report it."""
         self._let_go(journey, self.served[journey.call.model], attempt, error)
         journey.usage = attempt.usage(journey.features, last)
-        journey.spent_nano_usd += attempt.price.cost_nano_usd(journey.usage)
+        journey.answer_nano_usd = attempt.price.cost_nano_usd(journey.usage)
+        journey.spent_nano_usd += journey.answer_nano_usd
         ending = Ending.DONE if last.usage is not None else Ending.CLIENT_CLOSED
         self._on_outcome(journey.outcome(ending if error is None else Ending.FAILED, error, self._clock()))
 

@@ -14,7 +14,11 @@ from node.routing.values import Decision, Features, Reason
 
 @dataclass(slots=True)
 class Journey:
-    """One request's notes. `spent_nano_usd` adds up all attempts, also those that came to nothing."""
+    """One request's notes.
+
+    `answer_nano_usd` is the price of the answer itself; `spent_nano_usd` adds up all attempts, also those that came
+    to nothing.
+    """
 
     call: Call
     features: Features
@@ -26,6 +30,7 @@ class Journey:
     queue_s: float = 0.0
     first_content_s: float | None = None
     usage: Usage | None = None
+    answer_nano_usd: int = 0
     spent_nano_usd: int = 0
 
     def outcome(self, ending: Ending, error: SpillwayError | None, now_s: float) -> Outcome:

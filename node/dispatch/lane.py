@@ -75,6 +75,7 @@ class Lane:
         self._queue = WaitingQueue()
         self._waiting: dict[str, _Waiting] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._wake_s = 0.0
         self.in_flight = 0
 
     @property
@@ -105,6 +106,9 @@ class Lane:
             # A slot may have been given in the very tick in which the client left.
             if placed.done() and not placed.cancelled() and placed.result().target is Target.LOCAL:
                 self.release(features)
+            else:
+                self._queue.remove(features.request_id)
+                self._let_in()  # whoever stood behind a wide request may fit where it did not
             raise
         finally:
             self._queue.remove(features.request_id)
@@ -157,10 +161,16 @@ class Lane:
     def _arm(self) -> None:
         """Wake at the next last moment, or soon, for what can change without anybody telling us."""
         next_s = self._queue.next_leave_s()
-        if next_s is None or self._timer is not None:
+        if next_s is None:
             return
-        delay_s = min(max(next_s - self._clock(), 0.0), _LOOK_AGAIN_S)
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._wake)
+        now_s = self._clock()
+        wake_s = min(max(next_s, now_s), now_s + _LOOK_AGAIN_S)
+        if self._timer is not None:
+            if self._wake_s <= wake_s:
+                return
+            self._timer.cancel()
+        self._wake_s = wake_s
+        self._timer = asyncio.get_running_loop().call_later(wake_s - now_s, self._wake)
 
     def _wake(self) -> None:
         self._timer = None

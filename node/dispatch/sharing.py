@@ -22,11 +22,12 @@ StartCall = Callable[[], Awaitable[Answer]]
 class _Flight:
     """One call under way: its chunks so far, who reads them, how it ended."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, key: bytes, call: Call) -> None:
+        self.key = key
         self.call = call
         self.chunks: list[Chunk] = []
         self.journey: Journey | None = None
-        self.error: SpillwayError | None = None
+        self.error: BaseException | None = None
         self.over = False
         self.readers = 0
         self.moved = asyncio.Event()
@@ -45,7 +46,7 @@ class _Flight:
         return CachedAnswer(
             data=b"".join(chunk.data for chunk in self.chunks),
             response_id=self.call.response_id,
-            cost_text=nano_to_usd_text(self.journey.spent_nano_usd),
+            cost_text=nano_to_usd_text(self.journey.answer_nano_usd),
             served_model=self.journey.served_model or self.call.model,
             usage=last.usage,
         )
@@ -54,8 +55,9 @@ class _Flight:
 class SharedAnswer:
     """One reader's view of a call under way. `owner` is the reader whose request started it."""
 
-    def __init__(self, flight: _Flight, call: Call, *, owner: bool) -> None:
+    def __init__(self, flight: _Flight, call: Call, leave: Callable[[_Flight], None], *, owner: bool) -> None:
         self._flight = flight
+        self._leave = leave
         self._call = call
         self.owner = owner
         self._left = False
@@ -70,10 +72,10 @@ class SharedAnswer:
     async def began(self) -> None:
         """Wait for the first content. Raises what the call raised."""
         flight = self._flight
-        while flight.journey is None and flight.error is None:
+        while flight.journey is None and not flight.over:
             await flight.moved.wait()
-        if flight.journey is None and flight.error is not None:
-            raise flight.error
+        if flight.journey is None:
+            raise flight.error or SpillwayError("The call was stopped.")
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         """The call's chunks from its start, under this reader's own response id."""
@@ -106,6 +108,7 @@ class SharedAnswer:
         flight = self._flight
         flight.readers -= 1
         if flight.readers == 0 and not flight.over and flight.task is not None:
+            self._leave(flight)  # first, so that nobody can join a call that is being stopped
             flight.task.cancel()
             await asyncio.wait([flight.task])
 
@@ -125,27 +128,33 @@ class Sharing:
         """Read along with the call under way for `key`, or begin one with `start`."""
         flight = self._flights.get(key)
         if flight is not None:
-            return SharedAnswer(flight, call, owner=False)
-        flight = self._flights[key] = _Flight(call)
-        shared = SharedAnswer(flight, call, owner=True)
-        flight.task = asyncio.create_task(self._run(key, flight, start), name=f"shared-{call.request_id}")
+            return SharedAnswer(flight, call, self._forget, owner=False)
+        flight = self._flights[key] = _Flight(key, call)
+        shared = SharedAnswer(flight, call, self._forget, owner=True)
+        flight.task = asyncio.create_task(self._run(flight, start), name=f"shared-{call.request_id}")
+        flight.task.add_done_callback(lambda task: self._landed(flight, task))
         return shared
 
-    async def _run(self, key: bytes, flight: _Flight, start: StartCall) -> None:
+    async def _run(self, flight: _Flight, start: StartCall) -> None:
+        answer = await start()
         try:
-            answer = await start()
-            try:
-                flight.journey = answer.journey
-                async for chunk in answer:
-                    flight.chunks.append(chunk)
-                    flight.move()
-            finally:
-                await answer.aclose()
-            if (kept := flight.kept()) is not None:
-                self._cache.put(key, kept)
-        except SpillwayError as error:
-            flight.error = error
+            flight.journey = answer.journey
+            async for chunk in answer:
+                flight.chunks.append(chunk)
+                flight.move()
         finally:
-            flight.over = True
-            self._flights.pop(key, None)
-            flight.move()
+            await answer.aclose()
+
+    def _landed(self, flight: _Flight, task: asyncio.Task[None]) -> None:
+        """The call is over, whichever way: a callback, because a task that is cancelled early never runs at all."""
+        flight.over = True
+        if not task.cancelled():
+            flight.error = task.exception()
+        if (kept := flight.kept()) is not None and not task.cancelled():
+            self._cache.put(flight.key, kept)
+        self._forget(flight)
+        flight.move()
+
+    def _forget(self, flight: _Flight) -> None:
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]

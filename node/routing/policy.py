@@ -100,7 +100,7 @@ class OverflowPolicy:
         # 6. it cannot leave: late is better than never, up to the deadline
         rule = cloud.refused_by or (Reason.NO_PREMISES_CAPACITY if pinned else Reason.NO_CLOUD_EQUIVALENT)
         if obstacle is None:
-            reason = Reason.SPENDING_REFUSED if cloud.refused_by else _local_reason(features, snapshot, cloud)
+            reason = cloud.refused_by or _local_reason(features, snapshot, cloud)
             return Decision(target=Target.LOCAL, reason=reason, predicted_ttft_s=ttft_s)
         hopeless = obstacle is Reason.QUEUE_DEPTH or engine.state is EngineState.DOWN
         if hopeless or now_s >= features.give_up_s:

@@ -66,7 +66,6 @@ class Reason(StrEnum):
     LOCAL_ONLY_FEATURE = "local_only_feature"
     NO_CLOUD_EQUIVALENT = "no_cloud_equivalent"
     CLOUD_FAILED = "cloud_failed"
-    SPENDING_REFUSED = "spending_refused"
     # sent to the cloud
     PREDICTED_LATE = "predicted_late"
     LAST_MOMENT = "last_moment"
@@ -81,7 +80,7 @@ class Reason(StrEnum):
     CACHE_HIT = "cache_hit"
     # waiting
     NO_SLOT = "no_slot"
-    # refused
+    # refused; those from `COST_BUDGET` on also say why a late request stayed local all the same
     NO_PREMISES_CAPACITY = "no_premises_capacity"
     PRIVATE_NOT_SERVABLE = "private_not_servable"
     NOT_SERVABLE = "not_servable"
@@ -95,9 +94,8 @@ class Features:
     """What routing may know of one request.
 
     `prompt_tokens_estimate` is the expected size (for time), `prompt_tokens_bound` an upper bound (for money).
-    `max_output_tokens` is the effective cap for one choice. Budgets run from `arrived_s`;
-    `explicit_budget` is true when the client set one itself, so that missing it is refused, not tolerated.
-    `give_up_s` is the latest time at which the node still starts the request.
+    `max_output_tokens` is the effective cap for one choice. Budgets run from `arrived_s`. `give_up_s` is the latest
+    time at which the node still starts the request: the client's own budget if it set one, else the settings' patience.
     """
 
     request_id: str
@@ -112,7 +110,6 @@ class Features:
     prefer_local: bool
     ttft_budget_s: float
     latency_budget_s: float | None
-    explicit_budget: bool
     cost_budget_nano_usd: int | None
     arrived_s: float
     give_up_s: float

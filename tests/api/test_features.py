@@ -43,7 +43,7 @@ def wishing(**wishes: float | bool) -> ParsedRequest:
 
 def test_request_without_wishes_gets_the_defaults() -> None:
     features = admitted().features
-    assert (features.ttft_budget_s, features.latency_budget_s, features.explicit_budget) == (2.0, None, False)
+    assert (features.ttft_budget_s, features.latency_budget_s) == (2.0, None)
     assert (features.arrived_s, features.give_up_s) == (1000.0, 1060.0)
     assert (features.residency, features.prefer_local, features.cost_budget_nano_usd) == (Residency.ANY, False, None)
 
@@ -69,7 +69,7 @@ def test_request_cannot_loosen_the_pin_of_its_key() -> None:
 
 def test_own_budget_is_a_promise_and_ends_the_wait() -> None:
     features = admitted(wishing(ttft_budget_s=5.0)).features
-    assert (features.ttft_budget_s, features.explicit_budget, features.give_up_s) == (5.0, True, 1005.0)
+    assert (features.ttft_budget_s, features.give_up_s) == (5.0, 1005.0)
 
 
 def test_first_token_may_not_take_longer_than_the_whole_answer() -> None:
@@ -82,7 +82,7 @@ def test_first_token_may_not_take_longer_than_the_whole_answer() -> None:
 def test_operators_latency_budget_is_a_default_and_no_promise_of_the_client() -> None:
     settings = Settings(routing=RoutingSettings(latency_budget_ms=8000))
     features = admitted(settings=settings).features
-    assert (features.latency_budget_s, features.explicit_budget) == (8.0, False)
+    assert features.latency_budget_s == 8.0
     assert admitted(wishing(latency_budget_s=3.0), settings=settings).features.latency_budget_s == 3.0
 
 

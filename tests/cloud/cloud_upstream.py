@@ -182,7 +182,6 @@ def make_permit(request_id: str = "r1", provider: str = "holy", model: str = "cl
         prefer_local=False,
         ttft_budget_s=2.0,
         latency_budget_s=None,
-        explicit_budget=False,
         cost_budget_nano_usd=None,
         arrived_s=0.0,
         give_up_s=60.0,

@@ -32,7 +32,6 @@ REQUEST = Features(
     prefer_local=False,
     ttft_budget_s=2.0,
     latency_budget_s=None,
-    explicit_budget=False,
     cost_budget_nano_usd=None,
     arrived_s=1000.0,
     give_up_s=1060.0,

@@ -47,7 +47,6 @@ requests = st.builds(
     prefer_local=st.booleans(),
     ttft_budget_s=st.floats(0.001, 100),
     latency_budget_s=st.none() | st.floats(0.001, 100),
-    explicit_budget=st.booleans(),
     cost_budget_nano_usd=st.none() | st.integers(0, 10**9),
     arrived_s=st.just(1000.0),
     give_up_s=st.floats(1000, 1100),

@@ -138,7 +138,7 @@ STORIES: list[tuple[str, Features, Snapshot, float, tuple[Target, Reason]]] = [
         replace(REQUEST, cost_budget_nano_usd=1),
         LATE,
         0,
-        (Target.LOCAL, Reason.SPENDING_REFUSED),
+        (Target.LOCAL, Reason.COST_BUDGET),
     ),
     (
         "6 price unknown, time is up",
@@ -156,7 +156,7 @@ STORIES: list[tuple[str, Features, Snapshot, float, tuple[Target, Reason]]] = [
     ),
     (
         "6 explicit budget, pinned, budget over",
-        replace(PINNED, explicit_budget=True, give_up_s=1002.0),
+        replace(PINNED, give_up_s=1002.0),
         FULL,
         2.0,
         (Target.REFUSE, Reason.NO_PREMISES_CAPACITY),
