@@ -153,16 +153,17 @@ class OverflowPolicy:
         if features.prefer_local and obstacle is None:
             return Decision(target=Target.LOCAL, reason=Reason.PREFERS_LOCAL, predicted_ttft_s=ttft_s)
         leave_at_s = self._last_moment_s(features, option)
+        leave_now: Reason | None = None
         if obstacle is Reason.QUEUE_DEPTH:
-            leave_now: Reason | None = obstacle
+            leave_now = obstacle
+        elif now_s >= leave_at_s:
+            leave_now = Reason.LAST_MOMENT if obstacle is Reason.NO_SLOT or obstacle is None else obstacle
         elif features.prefer_local:
-            leave_now = None
+            pass
         elif obstacle is Reason.ENGINE_NOT_READY:
             leave_now = obstacle
-        else:
-            leave_now = Reason.PREDICTED_LATE if late else None
-        if leave_now is None and now_s >= leave_at_s:
-            leave_now = Reason.LAST_MOMENT if obstacle is Reason.NO_SLOT or obstacle is None else obstacle
+        elif late:
+            leave_now = Reason.PREDICTED_LATE
         if leave_now is not None:
             return Decision(target=Target.CLOUD, reason=leave_now, cloud=option, predicted_ttft_s=ttft_s)
         return Decision(

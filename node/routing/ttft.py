@@ -8,7 +8,7 @@ from collections import deque
 _HIGH_PERCENTILE = 0.99
 _WINDOW_S = 600.0
 _MAX_SAMPLES = 256
-_MIN_SAMPLES = 8
+_MIN_SAMPLES = 32  # a 99th percentile of fewer is the luck of the first answers, and they come before the crowd
 
 
 class TtftWindow:

@@ -270,7 +270,7 @@ def test_caution_sends_away_what_would_be_just_in_time() -> None:
 def test_time_already_spent_counts_against_the_budget() -> None:
     half = replace(IDLE, engine=replace(ENGINE, queued_prefill_tokens=500))
     assert decide(snapshot=half)[0] is Target.LOCAL
-    assert decide(snapshot=half, after_s=1.5) == (Target.CLOUD, Reason.PREDICTED_LATE)
+    assert decide(snapshot=half, after_s=1.2) == (Target.CLOUD, Reason.PREDICTED_LATE)
 
 
 def test_slow_provider_is_left_for_earlier() -> None:

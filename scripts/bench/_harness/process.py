@@ -107,6 +107,12 @@ def usage(pid: int) -> Usage:
     return Usage(cpu_s, rss_bytes)
 
 
+def own_cpu_s(pid: int) -> float:
+    """CPU seconds (user and system) of one process with all its threads, but without its children."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
 def settle(pid: int, *, quiet_share: float = 0.1, within_s: float = 5.0) -> None:
     """Waits until the tree under `pid` has digested what the last load left in it (uses < `quiet_share` of a core)."""
     deadline_s = time.monotonic() + within_s
