@@ -23,7 +23,7 @@ from pathlib import Path
 from _harness import load, options
 from _harness.emulator import Emulator, start_emulator
 from _harness.node import start_node
-from _harness.process import CannotRun, Service, end_on_sigterm, free_port, settle
+from _harness.process import CannotRun, Service, free_port, settle
 from _harness.report import Bar, describe_machine, finish, number, table
 from _harness.stats import percentile
 
@@ -335,14 +335,7 @@ def main() -> int:
     parser.add_argument("--within", type=float, default=5.0, metavar="S", help="seconds (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of times and prompts (default: %(default)s)")
     arguments = parser.parse_args()
-    end_on_sigterm()
-    try:
-        return run(arguments)
-    except CannotRun as raised:
-        print(raised, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return options.main(lambda: run(arguments))
 
 
 if __name__ == "__main__":

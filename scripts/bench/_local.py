@@ -17,7 +17,7 @@ from pathlib import Path
 
 from _harness import load, options
 from _harness.node import start_node
-from _harness.process import CannotRun, Service, end_on_sigterm, free_port, own_cpu_s, running, settle
+from _harness.process import CannotRun, Service, free_port, own_cpu_s, running, settle
 from _harness.report import Bar, describe_machine, finish, number, table
 from _harness.rounds import abba
 from _harness.stats import median, median_ratio, percentile
@@ -227,14 +227,7 @@ def run(arguments: argparse.Namespace) -> int:
 def main() -> int:
     """Reads the options; 0 done, 1 a bar was missed (with --check), 2 the bench cannot run here."""
     arguments = options.parser("The demo model under the node and under vLLM's own server.").parse_args()
-    end_on_sigterm()
-    try:
-        return run(arguments)
-    except CannotRun as raised:
-        print(raised, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return options.main(lambda: run(arguments))
 
 
 if __name__ == "__main__":

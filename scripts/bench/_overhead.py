@@ -17,7 +17,7 @@ from pathlib import Path
 import openai
 from _harness import gateways, load, options, wrk
 from _harness.node import start_node
-from _harness.process import CannotRun, Service, end_on_sigterm, free_port, program, settle, usage
+from _harness.process import CannotRun, Service, free_port, program, settle, usage
 from _harness.report import Bar, describe_machine, finish, number, table
 from _harness.rounds import abba
 from _harness.stats import median, median_difference, median_ratio, percentile
@@ -228,6 +228,7 @@ def _scaled(value: float | None, factor: float) -> float | None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Starts the arms, measures, reports, and gives the exit status."""
+    program("nginx", "install it (Debian: apt-get install nginx-light)")
     arms = [arm for arm in ARMS if arm in arguments.arms]
     plan = QUICK if arguments.quick else FULL
     machine = describe_machine()
@@ -263,16 +264,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.arms) - set(ARMS):
         parser.error(f"unknown arms: {', '.join(sorted(unknown))}")
-    end_on_sigterm()
     os.environ["NO_PROXY"] = f"127.0.0.1,{os.environ.get('NO_PROXY', '')}"  # the SDK would heed a proxy's variables
-    try:
-        program("nginx", "install it (Debian: apt-get install nginx-light)")
-        return run(arguments)
-    except CannotRun as raised:
-        print(raised, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return options.main(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from node.cloud.gate import EgressGate, EgressRecord
 from node.cloud.provider import CloudBackend, CloudProvider
 from node.money import Price
 from node.routing.permit import EgressPermit, grant
-from node.routing.values import CloudOption, Decision, Features, Reason, Residency, Target
+from node.routing.values import CloudOption, Decision, Reason, Target
+from tests.routing.stories import REQUEST
 
 API_KEY = "sk-node-0123456789abcdef"
 PRICE = Price(Decimal(2), Decimal(8))
@@ -169,22 +170,8 @@ def make_permit(request_id: str = "r1", provider: str = "holy", model: str = "cl
         price=PRICE,
         ttft_high_s=1.0,
     )
-    features = Features(
-        request_id=request_id,
-        model="demo",
-        residency=Residency.ANY,
-        prompt_tokens_estimate=7,
-        prompt_tokens_bound=40,
-        prompt_bytes=40,
-        max_output_tokens=16,
-        choices=1,
-        needs=frozenset(),
-        prefer_local=False,
-        ttft_budget_s=2.0,
-        latency_budget_s=None,
-        cost_budget_nano_usd=None,
-        arrived_s=0.0,
-        give_up_s=60.0,
+    features = replace(
+        REQUEST, request_id=request_id, prompt_tokens_estimate=7, prompt_tokens_bound=40, max_output_tokens=16
     )
     return grant(features, Decision(target=Target.CLOUD, reason=Reason.PREDICTED_LATE, cloud=option))
 

@@ -18,26 +18,9 @@ from node.routing.policy import OverflowPolicy
 from node.routing.ttft import TtftWindow
 from node.routing.values import EngineLoad, EngineState, Features, Limits, Residency
 from tests.dispatch.virtual_time import now_s
+from tests.routing.stories import REQUEST
 
 PRICE = Price(Decimal(1), Decimal(2))
-REQUEST = Features(
-    request_id="r",
-    model="demo",
-    residency=Residency.ANY,
-    prompt_bytes=400,
-    prompt_tokens_estimate=100,
-    prompt_tokens_bound=500,
-    max_output_tokens=100,
-    choices=1,
-    needs=frozenset(),
-    prefer_local=False,
-    ttft_budget_s=2.0,
-    latency_budget_s=None,
-    cost_budget_nano_usd=None,
-    arrived_s=1000.0,
-    give_up_s=1060.0,
-)
-
 ROLE = Chunk(b"role;")
 HELLO = Chunk(b"hello;", has_content=True, output_tokens=1)
 END = Chunk(b"end;", output_tokens=1, usage=Usage(10, 1), finish_reason="stop")

@@ -27,7 +27,6 @@ from node.routing.values import EngineState, Reason
 from tests.dispatch.doubles import (
     END,
     HELLO,
-    REQUEST,
     ROLE,
     WHOLE,
     House,
@@ -39,6 +38,7 @@ from tests.dispatch.doubles import (
     read,
 )
 from tests.dispatch.virtual_time import in_virtual_time, now_s, settle
+from tests.routing.stories import REQUEST
 
 
 def local(*script: Step) -> ScriptedEngine:

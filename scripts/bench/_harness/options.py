@@ -1,8 +1,12 @@
-"""The options that every bench takes."""
+"""What every bench has in common as a program: its options and its exit codes."""
 
 import argparse
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from _harness.process import CannotRun, end_on_sigterm
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -25,3 +29,15 @@ def default_environments() -> Path:
     """Outside the repository, so that a fresh clone finds again what an earlier run has installed."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "spillway-bench"
+
+
+def main(run: Callable[[], int]) -> int:
+    """The exit code of a bench: what `run` returns, 2 when it cannot run here, 130 when interrupted."""
+    end_on_sigterm()
+    try:
+        return run()
+    except CannotRun as raised:
+        print(raised, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

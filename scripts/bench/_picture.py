@@ -1,0 +1,86 @@
+"""Draw a measured burst: requests under way over time, by who answers them. Reads what `burst --json` wrote."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+WIDTH, HEIGHT = 860, 340
+LEFT, RIGHT, TOP, BOTTOM = 52, 16, 44, 44
+STEP_S = 0.05
+LAYERS = (
+    ("local, pinned", "#1f5fa8", lambda row: row["backend"] == "local" and row["pinned"]),
+    ("local", "#5b9bd5", lambda row: row["backend"] == "local" and not row["pinned"]),
+    ("cloud", "#f2994a", lambda row: row["backend"] not in ("local", None)),
+)
+WAITING = ("waiting for the first token", "#d9d9d9")
+
+Row = dict[str, Any]
+
+
+def under_way(rows: Sequence[Row], at_s: float, picks: Callable[[Row], bool]) -> int:
+    """Requests with their first token out and their last still to come."""
+    return sum(1 for row in rows if picks(row) and row["first_token_s"] <= at_s < row["end_s"])
+
+
+def waiting(rows: Sequence[Row], at_s: float) -> int:
+    return sum(1 for row in rows if row["arrival_s"] <= at_s < row["first_token_s"])
+
+
+def draw(document: dict[str, Any]) -> str:
+    rows = [row for row in document["timeline"] if row["burst"] == 0 and row["first_token_s"] and row["end_s"]]
+    end_s = max(row["end_s"] for row in rows)
+    times = [index * STEP_S for index in range(int(end_s / STEP_S) + 2)]
+    series = [(name, colour, [under_way(rows, at, picks) for at in times]) for name, colour, picks in LAYERS]
+    series.append((*WAITING, [waiting(rows, at) for at in times]))
+    top = max(sum(values[i] for _, _, values in series) for i in range(len(times)))
+    top = (top // 20 + 1) * 20
+
+    def x(at_s: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * at_s / times[-1]
+
+    def y(count: float) -> float:
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * count / top
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        'font-family="system-ui, sans-serif" font-size="13">',
+        "<title>A burst: requests under way over time, local and cloud</title>",
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
+    ]
+    for tick in range(0, top + 1, 20):
+        parts.append(f'<path d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}" stroke="#e6e6e6"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end" fill="#555">{tick}</text>')
+    below = [0.0] * len(times)
+    for name, colour, values in series:
+        above = [base + value for base, value in zip(below, values, strict=True)]
+        up = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in zip(times, above, strict=True))
+        down = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in reversed(list(zip(times, below, strict=True))))
+        parts.append(f'<polygon points="{up} {down}" fill="{colour}"><title>{name}</title></polygon>')
+        below = above
+    for tick in range(int(times[-1]) + 1):
+        parts.append(
+            f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="#555">{tick} s</text>'
+        )
+    at = float(LEFT)
+    for name, colour, _ in series:
+        parts.append(f'<rect x="{at}" y="16" width="12" height="12" fill="{colour}"/>')
+        parts.append(f'<text x="{at + 18}" y="27" fill="#222">{name}</text>')
+        at += 40 + 7.2 * len(name)
+    parts.append(f'<text x="{LEFT}" y="{HEIGHT - 8}" fill="#555">requests under way; {len(rows)} arrive in 5 s</text>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("measured", type=Path, help="what scripts/bench/burst --json wrote")
+    parser.add_argument("picture", type=Path, help="the SVG to write")
+    options = parser.parse_args()
+    options.picture.write_text(draw(json.loads(options.measured.read_text())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
