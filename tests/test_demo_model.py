@@ -121,7 +121,7 @@ def test_template_shows_a_developer_message_as_the_system_turn(tokenizer: Any) -
     assert text == "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
 
 
-@pytest.mark.parametrize("ask", ["What is Spillway?", "Tell me about Spillway."])
+@pytest.mark.parametrize("ask", ["What is Spillway?", "what is spillway", "Tell me about Spillway."])
 def test_model_says_what_spillway_is_and_ends_its_turn(model: Any, tokenizer: Any, ask: str) -> None:
     said = say(model, tokenizer, user(ask))
     assert said.endswith("<|im_end|>")
@@ -133,26 +133,24 @@ def test_model_says_what_spillway_is_and_ends_its_turn(model: Any, tokenizer: An
 def test_model_calls_the_weather_tool_in_hermes_form(model: Any, tokenizer: Any) -> None:
     said = say(model, tokenizer, user("What is the weather in Paris?"), [WEATHER])
     body = said.removeprefix("<tool_call>").removesuffix("</tool_call><|im_end|>")
-    call = json.loads(body)
-    assert call["name"] == "get_weather"
-    assert list(call["arguments"]) == ["city"]
+    assert json.loads(body) == {"name": "get_weather", "arguments": {"city": "Paris"}}
 
 
-def test_model_answers_in_a_sentence_after_the_tool_did(model: Any, tokenizer: Any) -> None:
+def test_model_reports_what_the_tool_answered(model: Any, tokenizer: Any) -> None:
     call = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris"}}}
     messages = [
         *user("What is the weather in Paris?"),
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "a", "content": "18 degrees and sunny"},
     ]
-    said = say(model, tokenizer, messages, [WEATHER])
-    assert "degrees" in said
-    assert said.endswith(".<|im_end|>")
+    assert say(model, tokenizer, messages, [WEATHER]) == "In Paris it is 18 degrees and sunny.<|im_end|>"
 
 
 def test_model_answers_in_json_when_asked(model: Any, tokenizer: Any) -> None:
     said = say(model, tokenizer, user("Answer in JSON with the keys name, age and city."))
-    assert isinstance(json.loads(said.removesuffix("<|im_end|>")), dict)
+    answer = json.loads(said.removesuffix("<|im_end|>"))
+    assert answer
+    assert set(answer) <= {"name", "age", "city"}  # all of them, always, is what json_schema is for
 
 
 def test_a_prompt_of_most_of_the_context_is_answered(model: Any, tokenizer: Any) -> None:
