@@ -81,7 +81,7 @@ class RoutingSettings(Section, frozen=True, kw_only=True):
     min_free_vram_bytes: PositiveInt | None = None
     feed_ahead: Annotated[int, Meta(ge=0)] | None = None
     ttft_safety: Fraction = 0.7
-    margin_ms: PositiveFloat = 100.0
+    margin_ms: PositiveFloat = 200.0
 
 
 class CacheSettings(Section, frozen=True, kw_only=True):

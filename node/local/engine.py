@@ -18,7 +18,7 @@ from node.catalogue import LocalModel
 from node.errors import EngineUnavailable, SettingsError
 from node.local import arguments
 from node.local.outputs import CountedEngine, Tally, outputs
-from node.local.processes import EngineProcess, descendants, sweep
+from node.local.processes import EngineProcess, descendants, step_back, sweep
 from node.local.serving import Serving
 from node.local.stats import Step, StepStats
 from node.routing.values import Capability, EngineLoad, EngineState
@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 # Long enough for a prefill rate worth knowing, short enough for the slowest CPU.
 _WARM_UP_PROMPT_TOKENS = 256
 _WARM_UP_OUTPUT_TOKENS = 8
+_CPU_NICENESS = 5
 _GRAMMAR_CAPABILITIES = frozenset({Capability.TOOLS, Capability.JSON_OBJECT, Capability.JSON_SCHEMA, Capability.GUIDED})
 # Two engines starting at once would each measure memory that the other is about to take, and their processes could
 # not be told apart.
@@ -63,6 +64,7 @@ class LocalEngine:
         self._processes: frozenset[EngineProcess] = frozenset()
         self._entering = 0
         self._finished = 0
+        self._on_cpu = False
         self._before: frozenset[EngineProcess] = frozenset()
         self._build: asyncio.Future[tuple[Any, Any]] | None = None
         self._start_ended: asyncio.Event | None = None
@@ -163,6 +165,8 @@ class LocalEngine:
         # Shielded: a thread cannot be cancelled, and what it has built must be found again to be shut down.
         self._llm, args = await asyncio.shield(self._build)
         self._processes = descendants() - self._before
+        if self._on_cpu:
+            step_back(self._processes, _CPU_NICENESS)
         await self._finish_start(args)
 
     def _construct(self) -> tuple[Any, Any]:
@@ -171,6 +175,7 @@ class LocalEngine:
         vLLM's sockets and queues bind to an event loop at first use, which is on ours, after this has returned.
         """
         cuda = arguments.cuda_available()
+        self._on_cpu = not cuda
         os.environ.update(arguments.environment(self.model, os.environ, cuda=cuda))
         arguments.check_torchvision()
         args = arguments.parse(self.model_name, arguments.command_line(self.model_name, self.model, cuda=cuda))

@@ -7,6 +7,7 @@ grandchild is re-parented to pid 1 and goes on holding memory, so identity is ke
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -49,6 +50,22 @@ def descendants(roots: Iterable[EngineProcess] | None = None) -> frozenset[Engin
             except psutil.NoSuchProcess:
                 continue
     return frozenset(found)
+
+
+def step_back(processes: Iterable[EngineProcess], niceness: int) -> None:
+    """Lower the priority of every thread of `processes`; threads they start later inherit it.
+
+    For an engine that computes on the CPU: it keeps every core busy that it gets, and on a small machine the
+    process that answers clients, and sends to the cloud what the engine cannot take, would wait for its turn.
+    """
+    for process in processes:
+        if (found := process.find()) is None:
+            continue
+        try:
+            for thread in found.threads():
+                os.setpriority(os.PRIO_PROCESS, thread.id, niceness)  # Linux takes a thread's id here
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            continue
 
 
 def sweep(processes: Iterable[EngineProcess], grace_s: float) -> list[int]:
