@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from node.api.app import build_app
 from node.api.auth import Keyring
@@ -120,7 +120,7 @@ class Node:
         self.keyring = Keyring(settings.keys)
         self._starting: list[asyncio.Task[None]] = []
 
-    def asgi(self) -> FastAPI:
+    def asgi(self) -> ASGIApp:
         """The HTTP application."""
         parts = Parts(
             settings=self.settings,

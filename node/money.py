@@ -6,11 +6,11 @@ with up to three decimals is exact; finer prices are rounded up per call, never 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
 
 NANO_PER_USD = 1_000_000_000
-_NANO_PER_TOKEN_AT_ONE_USD_PER_MTOK = NANO_PER_USD // 1_000_000
+_ATTO_PER_NANO = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,25 @@ class Price:
 
     input_usd_per_mtok: Decimal
     output_usd_per_mtok: Decimal
+    _input_atto_usd: int = field(init=False, repr=False, compare=False)
+    _output_atto_usd: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_input_atto_usd", _atto_per_token(self.input_usd_per_mtok))
+        object.__setattr__(self, "_output_atto_usd", _atto_per_token(self.output_usd_per_mtok))
 
     def cost_nano_usd(self, usage: Usage) -> int:
         """The price of `usage` in nano-dollars, rounded up to the next whole one."""
-        nano = _NANO_PER_TOKEN_AT_ONE_USD_PER_MTOK * (
-            self.input_usd_per_mtok * usage.prompt_tokens + self.output_usd_per_mtok * usage.completion_tokens
-        )
-        return int(nano.to_integral_value(rounding=ROUND_CEILING))
+        atto = self._input_atto_usd * usage.prompt_tokens + self._output_atto_usd * usage.completion_tokens
+        return -(-atto // _ATTO_PER_NANO)
+
+
+def _atto_per_token(usd_per_mtok: Decimal) -> int:
+    """$/MTok as whole atto-dollars (10**-18) per token: exact to twelve decimals, rounded up beyond.
+
+    Integers, because this is computed several times for every call, and decimals are an order slower.
+    """
+    return int((usd_per_mtok * 10**12).to_integral_value(rounding=ROUND_CEILING))
 
 
 FREE = Price(Decimal(0), Decimal(0))
