@@ -12,9 +12,10 @@ from starlette.types import Receive, Scope, Send
 
 from node.api.auth import Keyring
 from node.api.body import check_content_type, parse_json
+from node.api.connection import connection_of
 from node.api.features import Admitted, admit
 from node.api.reader import ClientGone, read_body
-from node.api.responses import HeaderList, send_document, send_error, send_stream, while_connected
+from node.api.responses import HeaderList, send_document, send_error, send_stream
 from node.api.schema import ParsedRequest
 from node.backend import Chunk
 from node.dispatch.dispatcher import Answer, Dispatcher
@@ -68,7 +69,7 @@ class CompletionsEndpoint:
         try:
             try:
                 admitted, ignored = await self._admit(scope, receive, request_id, arrived_s)
-                async with while_connected(receive):
+                async with connection_of(scope).while_there():
                     await self._serve(admitted, ignored, watched_send)
             except SpillwayError as error:
                 if not started:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from node.api.connection import Connection
 from node.api.cork import CorkedTransport
 from node.errors import HeadersTooLarge, InvalidRequest, RequestTimeout, SpillwayError, render
 
@@ -58,6 +59,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._unparsed_bytes = 0
         self._refusal: SpillwayError | None = None
+        self._connection = Connection()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first request."""
@@ -65,9 +67,10 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._start_clock(_Phase.HEADERS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clock, and whoever serves this connection."""
         self._stop_clock()
         super().connection_lost(exc)
+        self._connection.lost()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, then see to the clock: a request that arrives in one piece never needs one."""
@@ -97,6 +100,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._phase = _Phase.HEADERS
         self._header_count = self._header_bytes = self._unparsed_bytes = 0
         super().on_message_begin()
+        self._connection.put_into(self.scope)
 
     def on_url(self, url: bytes) -> None:
         """Count the target among the header bytes."""

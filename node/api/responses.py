@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping, MutableMapping
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
 
-from starlette.types import Receive, Send
+from starlette.types import Send
 
-from node.api.reader import ClientGone
 from node.backend import Chunk
 from node.errors import SpillwayError, error_body, render
 from node.sse import DONE, frame
@@ -49,32 +45,3 @@ async def send_stream(send: Send, headers: HeaderList, chunks: AsyncIterator[Chu
         await send({"type": "http.response.body", "body": frame(error_body(error)) + DONE, "more_body": False})
         raise
     await send({"type": "http.response.body", "body": DONE, "more_body": False})
-
-
-@asynccontextmanager
-async def while_connected(receive: Receive) -> AsyncIterator[None]:
-    """Run the block, and cancel it as soon as the client hangs up: then `ClientGone` is raised.
-
-    For use once the request's body has been read.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    gone = False
-
-    async def watch() -> None:
-        nonlocal gone
-        message: MutableMapping[str, Any] = {}
-        while message.get("type") != "http.disconnect":
-            message = await receive()
-        gone = True
-        task.cancel()
-
-    watcher = asyncio.create_task(watch())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if gone and task.uncancel() == 0:
-            raise ClientGone from None
-        raise
-    finally:
-        watcher.cancel()
