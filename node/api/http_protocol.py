@@ -63,7 +63,8 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first request."""
-        super().connection_made(CorkedTransport(transport, self.loop))  # type: ignore[arg-type]
+        self._corked = CorkedTransport(transport, self.loop)
+        super().connection_made(self._corked)  # type: ignore[arg-type]
         self._start_clock(_Phase.HEADERS)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -127,7 +128,8 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Close once the answer is out that a refusal had to wait for."""
+        """Nothing more to join: send. Close once the answer is out that a refusal had to wait for."""
+        self._corked.flush()
         if self._refusal is None:
             super().on_response_complete()
         else:
