@@ -52,7 +52,8 @@ class Clocks(Section, frozen=True, kw_only=True):
 class ProviderSettings(Section, frozen=True, kw_only=True):
     """One OpenAI-compatible provider. Its key comes from the environment variable `api_key_env`.
 
-    `assumed_ttft_s` stands in for the high percentile of its TTFT until enough answers have been measured.
+    `assumed_ttft_s` stands in for the high percentile of its TTFT until enough answers have been measured. For
+    `holysheep` and `openai`, `base_url` and `api_key_env` are known and may be left out.
     """
 
     base_url: Annotated[str, Meta(pattern="^https?://")]
@@ -140,7 +141,8 @@ class Settings(Section, frozen=True, kw_only=True):
 HOLYSHEEP = "holysheep"
 _HOLYSHEEP_KEY_ENV = "HOLYSHEEP_API_KEY"
 _BUILT_IN_PROVIDERS = {
-    HOLYSHEEP: ProviderSettings(base_url="https://api.holysheep.ai/v1", api_key_env=_HOLYSHEEP_KEY_ENV),
+    HOLYSHEEP: {"base_url": "https://api.holysheep.ai/v1", "api_key_env": _HOLYSHEEP_KEY_ENV},
+    "openai": {"base_url": "https://api.openai.com/v1", "api_key_env": "OPENAI_API_KEY"},
 }
 
 
@@ -177,8 +179,13 @@ def _overlay_environment(document: dict[str, Any], environ: Mapping[str, str]) -
         if isinstance(keys, list):
             keys.append({"name": "default", "sha256": hashlib.sha256(key.encode()).hexdigest()})
     providers = document.setdefault("providers", {})
-    if environ.get(_HOLYSHEEP_KEY_ENV) and isinstance(providers, dict):
-        providers.setdefault(HOLYSHEEP, msgspec.to_builtins(_BUILT_IN_PROVIDERS[HOLYSHEEP]))
+    if isinstance(providers, dict):
+        if environ.get(_HOLYSHEEP_KEY_ENV):
+            providers.setdefault(HOLYSHEEP, {})
+        for name, known in _BUILT_IN_PROVIDERS.items():
+            given = providers.get(name) or {}  # `openai:` with nothing behind it is YAML for null
+            if name in providers and isinstance(given, dict) and "base_url" not in given:
+                providers[name] = {**known, **given}
 
 
 def _with_key(message: str) -> str:

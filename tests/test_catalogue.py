@@ -98,6 +98,7 @@ def test_shipped_holysheep_prices_are_the_published_ones() -> None:
     assert [(each.provider, each.model) for each in demo.cloud] == [
         ("holysheep", "deepseek-v3.2"),
         ("holysheep", "gpt-4.1"),
+        ("openai", "gpt-4.1"),
     ]
     assert demo.cloud[0].price == Price(Decimal("0.14"), Decimal("0.42"))
     assert demo.cloud[1].price == Price(Decimal(3), Decimal(8))

@@ -161,3 +161,16 @@ def test_loopback_needs_no_key(host: str) -> None:
 def test_a_port_in_other_digits_is_refused_by_name() -> None:
     with pytest.raises(SettingsError, match="SPILLWAY_PORT"):
         load_settings(None, {"SPILLWAY_PORT": "²"})
+
+
+def test_known_providers_need_no_address() -> None:
+    settings = load_settings(None, {"HOLYSHEEP_API_KEY": "k"})
+    assert settings.providers["holysheep"].base_url == "https://api.holysheep.ai/v1"
+    assert "openai" not in settings.providers
+
+
+def test_a_known_provider_takes_other_settings(tmp_path: Path) -> None:
+    file = tmp_path / "spillway.yaml"
+    file.write_text("providers: {openai: {weight: 0.5}}")
+    provider = load_settings(file, {}).providers["openai"]
+    assert (provider.api_key_env, provider.weight) == ("OPENAI_API_KEY", 0.5)

@@ -79,4 +79,4 @@ def admit(
         arrived_s=arrived_s,
         give_up_s=arrived_s + (ttft_budget_s if explicit else routing.max_wait_s),
     )
-    return Admitted(call, features, parsed.deterministic)
+    return Admitted(call, features, cacheable=parsed.deterministic if wishes.cache is None else wishes.cache)

@@ -51,6 +51,7 @@ _NUMBER_HEADER: Final = {"type": "string", "pattern": "^[1-9][0-9]{0,6}$"}
 _HEADERS: Final = {
     "x-spillway-require-local": _BOOLEAN_HEADER,
     "x-spillway-prefer-local": _BOOLEAN_HEADER,
+    "x-spillway-cache": _BOOLEAN_HEADER,
     "x-spillway-latency-budget-ms": _NUMBER_HEADER,
     "x-spillway-ttft-budget-ms": _NUMBER_HEADER,
     "x-spillway-cost-budget-usd": {"type": "string", "pattern": r"^[0-9]{1,5}(\.[0-9]{1,9})?$"},

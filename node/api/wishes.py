@@ -1,6 +1,7 @@
 """What a client asks of Spillway itself, in the body under `spillway` or as `x-spillway-*` headers.
 
-Both may be given: pins are OR-ed and of two budgets the smaller counts, so neither place can loosen the other.
+Both may be given: pins are OR-ed, of two budgets the smaller counts, and one `cache: false` is enough, so neither place
+can loosen the other.
 Unknown names are refused, not ignored: a misspelt `require_local` must not send a private prompt to the cloud.
 """
 
@@ -31,10 +32,15 @@ BudgetUsd = Annotated[float, Meta(ge=0, le=_MAX_BUDGET_USD)]
 
 
 class SpillwayFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The `spillway` object of a request body. Times in milliseconds, money in US dollars."""
+    """The `spillway` object of a request body. Times in milliseconds, money in US dollars.
+
+    `cache` true allows an answer from the cache (and keeps one) though the request is not deterministic, false forbids
+    both.
+    """
 
     require_local: bool | None = None
     prefer_local: bool | None = None
+    cache: bool | None = None
     latency_budget_ms: BudgetMs | None = None
     ttft_budget_ms: BudgetMs | None = None
     cost_budget_usd: BudgetUsd | None = None
@@ -46,6 +52,7 @@ class RoutingWishes:
 
     require_local: bool = False
     prefer_local: bool = False
+    cache: bool | None = None
     latency_budget_s: float | None = None
     ttft_budget_s: float | None = None
     cost_budget_nano_usd: int | None = None
@@ -78,6 +85,7 @@ def parse_wishes(document: Mapping[str, Any], headers: Headers = ()) -> RoutingW
     return RoutingWishes(
         require_local=any(values["require_local"]),
         prefer_local=any(values["prefer_local"]),
+        cache=all(values["cache"]) if values["cache"] else None,
         latency_budget_s=_seconds(values["latency_budget_ms"]),
         ttft_budget_s=_seconds(values["ttft_budget_ms"]),
         cost_budget_nano_usd=_nano_usd(values["cost_budget_usd"]),
@@ -106,6 +114,7 @@ def _dollars(text: str, param: str) -> float:
 _READERS: dict[str, Callable[[str, str], bool | float]] = {
     "require_local": _boolean,
     "prefer_local": _boolean,
+    "cache": _boolean,
     "latency_budget_ms": _milliseconds,
     "ttft_budget_ms": _milliseconds,
     "cost_budget_usd": _dollars,

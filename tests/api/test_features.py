@@ -109,3 +109,13 @@ def test_call_says_who_asked_for_what() -> None:
     assert (call.stream, call.include_usage, result.cacheable) == (True, True, True)
     assert (features.choices, features.needs) == (2, PARSED.needs)
     assert (features.cost_budget_nano_usd, features.prefer_local) == (9, True)
+
+
+@pytest.mark.parametrize(("wish", "deterministic", "cacheable"), [
+    (None, True, True), (None, False, False), (True, False, True), (False, True, False),
+])  # fmt: skip
+def test_caching_is_for_deterministic_requests_unless_the_client_says_otherwise(
+    wish: bool | None, deterministic: bool, cacheable: bool
+) -> None:
+    parsed = replace(PARSED, deterministic=deterministic, wishes=RoutingWishes(cache=wish))
+    assert admitted(parsed).cacheable is cacheable

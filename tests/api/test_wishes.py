@@ -114,3 +114,9 @@ def test_a_bad_wish_in_a_header_is_400_and_names_the_header(name: bytes, value: 
     with pytest.raises(InvalidRequest) as caught:
         parse_wishes({}, [(name, value)])
     assert caught.value.param == name.decode()
+
+
+def test_one_refusal_of_the_cache_is_enough() -> None:
+    assert parse_wishes({"spillway": {"cache": True}}, [(b"x-spillway-cache", b"false")]).cache is False
+    assert parse_wishes({"spillway": {"cache": True}}).cache is True
+    assert parse_wishes({"spillway": {"prefer_local": True}}).cache is None
