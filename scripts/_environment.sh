@@ -43,6 +43,10 @@ environment() {
     if [ "$build" = cuda ]; then
         _pip -r "$repo/requirements/cuda.txt"
     else
+        "$venv/bin/python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || {
+            echo "setup: vLLM's CPU build needs libnuma (Debian, Ubuntu: apt install libnuma1)" >&2
+            return 1
+        }
         _pip -r "$repo/requirements/torch.txt"
         _pip --no-deps -r "$repo/requirements/cpu.txt"
     fi
