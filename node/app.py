@@ -156,9 +156,12 @@ class Node:
         await self.watch.stop()
 
     def readiness(self) -> dict[str, Any]:
-        """Whether every served model has somewhere to go, and each engine's state."""
+        """Whether every served model has somewhere to go, and each engine's state.
+
+        An engine that is still starting is waited for; one that is down counts as long as the cloud stands in.
+        """
         now_s = time.monotonic()
-        routes = {}
+        routes: dict[str, dict[str, Any]] = {}
         for name, model in self.models.items():
             engine = self.engines.get(name)
             cloud = any(
@@ -166,10 +169,7 @@ class Node:
                 for option in self.providers.options_for(model, now_s, frozenset())
             )
             routes[name] = {"engine": engine.state.value if engine else None, "cloud": cloud}
-        ready = all(
-            route["engine"] == EngineState.READY or (route["engine"] is None and route["cloud"])
-            for route in routes.values()
-        )
+        ready = all(_has_a_route(route["engine"], route["cloud"]) for route in routes.values())
         return {"ready": ready, "models": routes}
 
     def model_list(self) -> dict[str, Any]:
@@ -236,6 +236,10 @@ class Node:
 
     def _report(self, journey: Journey, ending: Ending) -> None:
         self._on_outcome(journey.outcome(ending, None, time.monotonic()))
+
+
+def _has_a_route(engine: str | None, cloud: bool) -> bool:
+    return engine == EngineState.READY or (engine != EngineState.STARTING and cloud)
 
 
 def _engine_document(lane: Lane) -> dict[str, Any]:
