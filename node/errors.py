@@ -16,6 +16,7 @@
     │   └── PrivateNotServable      403  pinned to the premises, and no premises backend has the model
     ├── Refused                     503  a rule or a limit said no; carries the rule
     │   └── RefusedBusy             429
+    ├── TooManyConnections          503  the node holds as many as it may
     ├── BackendError                a backend failed before or during the answer
     │   ├── EngineUnavailable       503  local engine dead, starting or asleep
     │   ├── EngineFailed            500  the engine failed on this request
@@ -190,6 +191,13 @@ class RefusedBusy(Refused):
     status = 429
     type = "rate_limit_error"
     code = "overloaded"
+
+
+class TooManyConnections(SpillwayError):
+    """The node holds as many connections as it may; this one is closed unread."""
+
+    status = 503
+    code = "too_many_connections"
 
 
 class BackendError(SpillwayError):

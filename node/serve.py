@@ -68,9 +68,13 @@ def _bind(settings: Settings) -> socket.socket:
 
 async def _run(node: Node, listener: socket.socket) -> None:
     settings = node.settings
+
+    class Protocol(GuardedHttpProtocol):
+        max_connections = settings.api.max_connections
+
     config = uvicorn.Config(
         node.asgi(),
-        http=GuardedHttpProtocol,
+        http=Protocol,
         ws="none",
         lifespan="off",
         access_log=False,

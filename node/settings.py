@@ -101,7 +101,11 @@ class PrivacySettings(Section, frozen=True, kw_only=True):
 
 
 class ApiSettings(Section, frozen=True, kw_only=True):
-    """Limits on what clients send. `strict` refuses unknown request fields instead of ignoring them."""
+    """Limits on what clients send. `strict` refuses unknown request fields instead of ignoring them.
+
+    `max_connections`: open at once, idle ones and those of `/livez`, `/readyz` and `/metrics` included; one more gets a
+    503 and is closed. A probe that must always get through wants it above what the clients can open.
+    """
 
     max_body_bytes: PositiveInt = 8 * 1024 * 1024
     max_connections: PositiveInt = 4096

@@ -1,7 +1,8 @@
-"""uvicorn's HTTP/1.1 protocol with the bounds it lacks: header size and count, and clocks for headers and body.
+"""uvicorn's HTTP/1.1 protocol with the bounds it lacks: connections, headers, and clocks for headers and body.
 
-uvicorn 0.54 waits for ever for a request's headers and body, buffers a header of any length, adds trailer fields to the
-headers the application already holds, and answers malformed HTTP in plain text.
+uvicorn 0.54 accepts any number of connections, waits for ever for a request's headers and body, buffers a header of any
+length, adds trailer fields to the headers the application already holds, loses the body of a request that also asks for
+an upgrade, and answers malformed HTTP in plain text.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from node.api.connection import Connection
 from node.api.cork import CorkedTransport
-from node.errors import HeadersTooLarge, InvalidRequest, RequestTimeout, SpillwayError, render
+from node.errors import (
+    HeadersTooLarge,
+    InvalidRequest,
+    RequestTimeout,
+    SpillwayError,
+    TooManyConnections,
+    render,
+)
 
 _log = logging.getLogger("spillway.http")
 
@@ -37,14 +45,16 @@ class GuardedHttpProtocol(HttpToolsProtocol):
     """Refuses with an OpenAI-shaped error and closes the connection when a request
 
     - has more than `max_headers` header fields or `max_header_bytes` of them, target and trailers included (431);
-    - is not HTTP, or says its length twice (400);
+    - is not HTTP, says its length twice, or asks for another protocol and carries a body (400);
     - keeps us waiting longer than `header_timeout_s` for its headers or `body_timeout_s` for its body (408).
 
-    A connection that never sends anything is closed after `header_timeout_s` without a word. If the answer to an
-    earlier, pipelined request is still being written, the connection closes after that answer instead. Subclass to
-    set other bounds; pass the class to uvicorn as `http`.
+    A connection beyond `max_connections`, idle ones counted, gets a 503 at once, whatever it came for. One that never
+    sends anything is closed after `header_timeout_s` without a word. If the answer to an earlier, pipelined request is
+    still being written, the connection closes after that answer instead. Subclass to set other bounds; pass the class
+    to uvicorn as `http`.
     """
 
+    max_connections: ClassVar[int] = 4096
     max_headers: ClassVar[int] = 64
     max_header_bytes: ClassVar[int] = 32 * 1024
     header_timeout_s: ClassVar[float] = 10.0
@@ -62,10 +72,15 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._connection = Connection()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock for the first request."""
+        """Start the clock for the first request, or turn the connection away."""
         self._corked = CorkedTransport(transport, self.loop)
+        full = len(self.connections) >= self.max_connections
         super().connection_made(self._corked)  # type: ignore[arg-type]
-        self._start_clock(_Phase.HEADERS)
+        if full:
+            self.connections.discard(self)  # while it lingers, it takes nobody's place
+            self._refuse(TooManyConnections(f"The node holds {self.max_connections} connections, and takes no more."))
+        else:
+            self._start_clock(_Phase.HEADERS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock, and whoever serves this connection."""
@@ -119,6 +134,9 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Hand the request to the application; from here on the body is awaited."""
+        if self.parser.should_upgrade() and any(map(_announces_a_body, self.headers)):
+            # Java's client does so by default. The parser would drop the body, or take it for the next request.
+            self._throw(InvalidRequest("A request with a body cannot ask for an upgrade; send it as plain HTTP/1.1."))
         super().on_headers_complete()
         self._phase = _Phase.BODY
 
@@ -203,6 +221,11 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
 _LINGER_S: Final = 1.0
 _HOP: Final = b"connection: close\r\n"
+
+
+def _announces_a_body(header: tuple[bytes, bytes]) -> bool:
+    name, value = header
+    return name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
 
 
 def _encode(error: SpillwayError) -> bytes:

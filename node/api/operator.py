@@ -25,7 +25,7 @@ def operator_router(
 
     @router.get("/livez", tags=["operator"])
     async def livez() -> Response:
-        """200 while the process answers."""
+        """200 while the process answers. Shares the cap on connections (`api.max_connections`): 503 beyond it."""
         return _json({"status": "alive"})
 
     @router.get("/readyz", tags=["operator"])

@@ -22,6 +22,10 @@ class _Impatient(GuardedHttpProtocol):
     body_timeout_s: ClassVar[float] = 0.3
 
 
+class _Narrow(GuardedHttpProtocol):
+    max_connections: ClassVar[int] = 2
+
+
 class _App:
     """Echoes the body and the number of headers. `/early` answers without reading, `/slow` waits to be released."""
 
@@ -101,7 +105,7 @@ def read_answer(client: socket.socket) -> bytes:
     return body
 
 
-def error_of(answer: bytes, status: int) -> dict[str, Any]:
+def error_of(answer: bytes, status: int, kind: str = "invalid_request_error") -> dict[str, Any]:
     """The OpenAI error in a refusal, whose head must say what every refusal says."""
     head, _, body = answer.partition(b"\r\n\r\n")
     lines = head.lower().split(b"\r\n")
@@ -111,7 +115,7 @@ def error_of(answer: bytes, status: int) -> dict[str, Any]:
     assert any(line.startswith(b"x-request-id: ") for line in lines)
     error = json.loads(body)["error"]
     assert error.keys() == {"message", "type", "param", "code"}
-    assert error["type"] == "invalid_request_error"
+    assert error["type"] == kind
     assert isinstance(error, dict)
     return error
 
@@ -119,6 +123,13 @@ def error_of(answer: bytes, status: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def node() -> Iterator[_Node]:
     node = _Node(GuardedHttpProtocol)
+    yield node
+    node.stop()
+
+
+@pytest.fixture
+def narrow() -> Iterator[_Node]:
+    node = _Node(_Narrow)
     yield node
     node.stop()
 
@@ -187,6 +198,18 @@ def test_a_header_that_never_ends_is_refused_before_it_fills_the_memory(node: _N
 )
 def test_malformed_http_is_400_and_the_connection_closed(node: _Node, request_bytes: bytes) -> None:
     assert error_of(node.exchange(request_bytes), 400)["code"] is None
+
+
+@pytest.mark.parametrize("body", [b"content-length: 5\r\n\r\nhello", b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n"])
+def test_a_body_with_a_wish_to_upgrade_is_400_and_never_the_next_request(node: _Node, body: bytes) -> None:
+    head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n"
+    assert "upgrade" in error_of(node.exchange(head + body), 400)["message"]
+
+
+def test_a_wish_to_upgrade_without_a_body_is_overlooked(node: _Node) -> None:
+    with node.connect() as client:
+        client.sendall(post(b"", b"connection: upgrade", b"upgrade: websocket"))
+        assert read_answer(client) == b""
 
 
 def test_a_bad_chunk_tells_the_application_that_the_client_is_gone(node: _Node) -> None:
@@ -294,3 +317,32 @@ def test_pipelined_requests_are_answered_in_order(node: _Node) -> None:
         client.sendall(post(b"one") + post(b"two") + post(b"three", b"connection: close"))
         answer = read_all(client)
     assert answer.index(b"one") < answer.index(b"two") < answer.index(b"three")
+
+
+def test_connections_beyond_the_cap_are_turned_away_and_told_when_to_come_back(narrow: _Node) -> None:
+    with narrow.connect() as idle, narrow.connect() as busy:
+        busy.sendall(post(b"first"))
+        assert read_answer(busy) == b"first"
+        for request in (post(b"third"), b"", b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"):
+            answer = narrow.exchange(request)
+            assert error_of(answer, 503, "server_error")["code"] == "too_many_connections"
+            assert b"\r\nretry-after: 1\r\n" in answer.lower()
+        busy.sendall(post(b"still served"))
+        assert read_answer(busy) == b"still served"
+        idle.sendall(post(b"idle no more"))
+        assert read_answer(idle) == b"idle no more"
+
+
+def test_a_place_that_becomes_free_is_given_to_the_next(narrow: _Node) -> None:
+    with narrow.connect():
+        with narrow.connect() as leaving:
+            leaving.sendall(post(b"here", b"connection: close"))
+            assert read_all(leaving).endswith(b"here")
+        # Those who were turned away take no place, however long they linger.
+        with narrow.connect() as client, narrow.connect(), narrow.connect():
+            client.sendall(post(b"in"))
+            assert read_answer(client) == b"in"
+        for _ in range(50):
+            if (answer := narrow.exchange(post(b"next", b"connection: close"))).startswith(b"HTTP/1.1 200"):
+                break
+        assert answer.endswith(b"next")
