@@ -73,8 +73,8 @@ class CompletionsEndpoint:
                     await self._serve(admitted, ignored, watched_send)
             except SpillwayError as error:
                 if not started:
-                    close = isinstance(error, RequestTooLarge | RequestTimeout)
-                    await send_error(send, error, request_id, close=close)
+                    unread = receive if isinstance(error, RequestTooLarge | RequestTimeout) else None
+                    await send_error(send, error, request_id, unread=unread)
         except ClientGone:
             return
 

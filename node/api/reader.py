@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
 from node.api.body import Headers
 from node.errors import InvalidRequest, RequestTooLarge
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+_LINGER_S: Final = 1.0
 
 
 class ClientGone(Exception):
@@ -19,8 +23,8 @@ async def read_body(receive: Receive, headers: Headers, limit_bytes: int) -> byt
     """The whole body.
 
     Raises `RequestTooLarge` before reading anything when the announced length is over the limit, and as soon as
-    the limit is passed otherwise; the answer to it must carry ``connection: close``, for the rest of the body is
-    still on its way. Raises `InvalidRequest` for a length that is not a number, `ClientGone` on a disconnect.
+    the limit is passed otherwise; its answer needs ``connection: close`` and `discard_body`, for the rest of the body
+    is still on its way. Raises `InvalidRequest` for a length that is not a number, `ClientGone` on a disconnect.
     """
     for name, value in headers:
         if name == b"content-length":
@@ -41,6 +45,17 @@ async def read_body(receive: Receive, headers: Headers, limit_bytes: int) -> byt
         if not message.get("more_body", False):
             return b"".join((*chunks, chunk)) if chunks else chunk
         chunks.append(chunk)
+
+
+async def discard_body(receive: Receive) -> None:
+    """Drop what still arrives of a body that has been answered, up to its end or for a second.
+
+    Closing over unread input resets the connection, and the client might never see the answer.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            while (await receive()).get("more_body", False):
+                pass
 
 
 def _too_large(limit_bytes: int) -> RequestTooLarge:

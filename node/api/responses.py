@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 
 from starlette.types import Send
 
+from node.api.reader import Receive, discard_body
 from node.backend import Chunk
 from node.errors import SpillwayError, error_body, render
 from node.sse import DONE, frame
@@ -25,13 +26,18 @@ async def send_document(send: Send, status: int, headers: HeaderList, body: byte
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_error(send: Send, error: SpillwayError, request_id: str, *, close: bool = False) -> None:
-    """An OpenAI-shaped error. `close` ends the connection, for requests whose body was not read to its end."""
+async def send_error(send: Send, error: SpillwayError, request_id: str, *, unread: Receive | None = None) -> None:
+    """An OpenAI-shaped error. `unread` brings what is left of a body nobody wants: it ends the connection."""
     status, headers, body = render(error)
-    extra: HeaderList = [(b"x-request-id", request_id.encode())]
-    if close:
-        extra.append((b"connection", b"close"))
-    await send_document(send, status, [*header_list(headers), *extra], body)
+    fields: HeaderList = [*header_list(headers), (b"x-request-id", request_id.encode())]
+    if unread is None:
+        await send_document(send, status, fields, body)
+        return
+    fields += [(b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    await discard_body(unread)
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def send_stream(send: Send, headers: HeaderList, chunks: AsyncIterator[Chunk]) -> None:

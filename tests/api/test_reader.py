@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from node.api.reader import ClientGone, read_body
+from node.api.reader import ClientGone, discard_body, read_body
 from node.errors import InvalidRequest, RequestTooLarge
 
 
@@ -65,3 +66,19 @@ async def test_a_client_that_hangs_up_mid_body_is_gone() -> None:
     wire = _Wire(part(b"half", more=True), {"type": "http.disconnect"})
     with pytest.raises(ClientGone):
         await read_body(wire.receive, [], 10)
+
+
+async def test_the_rest_of_a_body_is_dropped_up_to_its_end() -> None:
+    wire = _Wire(part(b"x", more=True), part(b"y", more=False), part(b"next", more=False))
+    await discard_body(wire.receive)
+    assert wire.asked == 2
+
+
+async def test_a_rest_that_never_ends_is_waited_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.api.reader._LINGER_S", 0.01)
+
+    async def endless() -> dict[str, Any]:
+        await asyncio.sleep(0.001)
+        return part(b"x", more=True)
+
+    await discard_body(endless)
