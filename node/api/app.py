@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -62,9 +63,10 @@ def build_app(parts: Parts, operator: APIRouter) -> ASGIApp:
     return front
 
 
-def _response(error: SpillwayError) -> Response:
+def _response(error: SpillwayError, more_headers: Mapping[str, str] | None = None) -> Response:
     status, headers, body = render(error)
-    return Response(body, status_code=status, headers={**headers, "x-request-id": uuid.uuid4().hex})
+    headers = {**headers, **(more_headers or {}), "x-request-id": uuid.uuid4().hex}
+    return Response(body, status_code=status, headers=headers)
 
 
 async def _on_our_error(request: Request, error: Exception) -> Response:
@@ -73,16 +75,17 @@ async def _on_our_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own: unknown path, wrong method."""
+    """Starlette's own: unknown path, wrong method (with `Allow`)."""
     assert isinstance(error, HTTPException)
+    path = request.scope["path"]  # `request.url` is put together from the client's Host header
     if error.status_code == 404:
-        return _response(NotFound(f"There is no `{request.url.path}` here."))
+        return _response(NotFound(f"There is no `{path}` here."))
     if error.status_code == 405:
-        return _response(MethodNotAllowed(f"`{request.method}` is not allowed on `{request.url.path}`."))
+        return _response(MethodNotAllowed(f"`{request.method}` is not allowed on `{path}`."), error.headers)
     return _response(InvalidRequest(str(error.detail)))
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
     """Our own mistake: logged with its traceback, told to the client without."""
-    _log.error("unexpected error on %s", request.url.path, exc_info=error)
+    _log.error("unexpected error on %s", request.scope["path"], exc_info=error)
     return _response(SpillwayError("The node failed on this request; its log says more."))

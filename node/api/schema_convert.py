@@ -34,6 +34,7 @@ def convert(document: Any, to: type[_T], at: str = "") -> _T:
 def _refusal(text: str, at: str) -> InvalidRequest:
     match = _WHERE.match(text)
     what, path = (match["what"], match["path"] or "") if match else (text, "")
+    path = path.removesuffix("[...]")  # msgspec's word for a value under a key it does not name
     param = _join(at, path)
     if missing := _MISSING.match(what):
         param = _join(param, missing["field"])

@@ -1,6 +1,7 @@
 """Who is calling: a known key, or nobody."""
 
 import hashlib
+import hmac
 
 import pytest
 
@@ -44,6 +45,21 @@ def test_anything_but_a_known_key_is_turned_away(value: bytes) -> None:
     with pytest.raises(AuthenticationFailed) as refused:
         KEYRING.authenticate([(b"authorization", value)])
     assert "sk-" not in refused.value.message
+
+
+def test_every_key_is_compared_whichever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[bytes] = []
+
+    def compare(known: bytes, given: bytes) -> bool:
+        compared.append(known)
+        return known == given
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    KEYRING.authenticate([(b"authorization", b"Bearer sk-team")])
+    assert len(compared) == 2
+    with pytest.raises(AuthenticationFailed):
+        KEYRING.authenticate([(b"authorization", b"Bearer sk-nobody")])
+    assert len(compared) == 4
 
 
 def test_no_header_is_no_key() -> None:
