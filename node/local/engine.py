@@ -28,7 +28,6 @@ _log = logging.getLogger(__name__)
 # Long enough for a prefill rate worth knowing, short enough for the slowest CPU.
 _WARM_UP_PROMPT_TOKENS = 256
 _WARM_UP_OUTPUT_TOKENS = 8
-_CPU_NICENESS = 5
 _GRAMMAR_CAPABILITIES = frozenset({Capability.TOOLS, Capability.JSON_OBJECT, Capability.JSON_SCHEMA, Capability.GUIDED})
 # Two engines starting at once would each measure memory that the other is about to take, and their processes could
 # not be told apart.
@@ -166,7 +165,7 @@ class LocalEngine:
         self._llm, args = await asyncio.shield(self._build)
         self._processes = descendants() - self._before
         if self._on_cpu:
-            step_back(self._processes, _CPU_NICENESS)
+            step_back(self._processes)
         await self._finish_start(args)
 
     def _construct(self) -> tuple[Any, Any]:

@@ -14,9 +14,9 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -31,6 +31,9 @@ TTFT_BUDGET_S = 2.0
 MAX_TOKENS = 48
 PINNED_SHARE = 0.2
 MARKER = "KEEPONPREMISES"  # in every pinned prompt: it must not show up in the emulator's log
+SMALL_BATCHES = (4, 2, 1)  # tried in this order, until what the engine can take is well below what arrives
+WARM_UP_CALLS, CAPACITY_CALLS = 40, 120
+MOST_OF_ARRIVALS = 0.6
 UNPINNED = "ordinary"  # in every other prompt: it must show up there, or the log proves nothing
 KEY_ENV, KEY = "BENCH_PROVIDER_KEY", "bench-provider-key"
 STATS_WITHIN_S = 10.0
@@ -170,17 +173,48 @@ cache: {{max_bytes: 0}}
 """
 
 
-def warm_up(node: Service) -> int:
-    """A few pinned calls, so that the engine has run and knows its own pace; gives how many.
+def capacity_per_s(node: Service, plan: Plan) -> float:
+    """Requests per second the held engine can take, from pinned calls as fast as it answers them.
 
-    The cloud stays cold: the first overflow of the first burst finds no open connection and no measured TTFT.
+    The engine has run and knows its own pace afterwards. The cloud stays cold: the first overflow of the first burst
+    finds no open connection and no measured TTFT.
     """
-    calls = [call(node, Request(0, f"Hello ({MARKER} {index})!", pinned=True)) for index in range(8)]
-    run = asyncio.run(load.closed_loop(lambda index: calls[index], connections=4, requests=len(calls)))
-    if failed := [record for record in run.records if not record.ok]:
-        raise CannotRun(f"the node does not answer: {failed[0].status} {failed[0].error}")
-    settle(node.pid)
-    return len(calls)
+    rates = []
+    for count in (WARM_UP_CALLS, CAPACITY_CALLS):
+        prompts = [
+            f"Please explain {SUBJECTS[each % len(SUBJECTS)]} ({MARKER} {count}-{each})." for each in range(count)
+        ]
+        calls = [call(node, Request(0, prompt, pinned=True)) for prompt in prompts]
+        run = asyncio.run(load.closed_loop(calls.__getitem__, connections=plan.max_num_seqs + 2, requests=count))
+        if failed := [record for record in run.records if not record.ok]:
+            raise CannotRun(f"the node does not answer: {failed[0].status} {failed[0].error}")
+        rates.append(count / run.duration_s)
+        settle(node.pid)
+    return rates[-1]
+
+
+@contextmanager
+def overloaded_node(emulator: Service, plan: Plan, directory: Path) -> Iterator[tuple[Service, Plan, float]]:
+    """A node whose engine is held to so small a batch that the burst is too much for it on this machine.
+
+    Gives the node, the plan with that batch, and what the engine can take per second. Raises CannotRun on a machine
+    so fast that one sequence at a time is enough.
+    """
+    arriving_per_s = plan.requests / plan.within_s
+    for max_num_seqs in SMALL_BATCHES:
+        held = replace(plan, max_num_seqs=max_num_seqs)
+        port = free_port()
+        folder = directory / f"held-to-{max_num_seqs}"
+        folder.mkdir()
+        with start_node(node_config(emulator, port, held), {KEY_ENV: KEY}, directory=folder, port=port) as node:
+            capacity = capacity_per_s(node, held)
+            print(
+                f"held to {max_num_seqs} sequences: takes {capacity:.0f} of {arriving_per_s:.0f} requests/s", flush=True
+            )
+            if capacity <= MOST_OF_ARRIVALS * arriving_per_s:
+                yield node, held, capacity
+                return
+    raise CannotRun("this engine takes the whole burst one at a time; raise --requests or lower --within")
 
 
 def read_books(node: Service, emulator: Emulator, requests: int) -> Books:
@@ -275,7 +309,7 @@ def run(arguments: argparse.Namespace) -> int:
         bursts=1 if arguments.quick else 3,
         requests=arguments.requests,
         within_s=arguments.within,
-        max_num_seqs=4,
+        max_num_seqs=SMALL_BATCHES[0],
         cloud_ttft_ms=350,
         cloud_pace_ms=12,
         seed=arguments.seed,
@@ -286,11 +320,8 @@ def run(arguments: argparse.Namespace) -> int:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spillway-bench-")))
         spoken = [f"--ttft-ms={plan.cloud_ttft_ms}", f"--pace-ms={plan.cloud_pace_ms}", f"--seed={plan.seed}"]
         emulator = stack.enter_context(start_emulator(spoken, api_key=KEY, directory=directory))
-        port = free_port()
-        node = stack.enter_context(
-            start_node(node_config(emulator.service, port, plan), {KEY_ENV: KEY}, directory=directory, port=port)
-        )
-        sent = warm_up(node)
+        node, plan, capacity = stack.enter_context(overloaded_node(emulator.service, plan, directory))
+        sent = WARM_UP_CALLS + CAPACITY_CALLS
         done: list[Answered] = []
         busiest = 0.0
         for number_ in range(plan.bursts):
@@ -303,7 +334,8 @@ def run(arguments: argparse.Namespace) -> int:
         books = read_books(node, emulator, sent)
     print(
         f"\n{plan.bursts} x {plan.requests} requests within {plan.within_s:g} s, the engine held to "
-        f"{plan.max_num_seqs} sequences, the cloud's first token after {plan.cloud_ttft_ms:g} ms (median)"
+        f"{plan.max_num_seqs} sequences ({capacity:.0f} requests/s), "
+        f"the cloud's first token after {plan.cloud_ttft_ms:g} ms (median)"
     )
     print(f"\n{summary(done)}\n\n{reasons(done)}\n")
     print(
@@ -322,6 +354,7 @@ def run(arguments: argparse.Namespace) -> int:
             "bench": "burst",
             "plan": asdict(plan),
             "ttft_budget_s": TTFT_BUDGET_S,
+            "capacity_per_s": capacity,
             "books": {**asdict(books), "spent_nano_usd": f"{books.spent_nano_usd.normalize():f}"},
             "timeline": [asdict(a) for a in done],
         },

@@ -52,6 +52,7 @@ class Cell:
     round: int
     requests: int
     failed: int
+    first_failure: str | None
     duration_s: float
     api_cpu_s: float
     ttft_p50_s: float | None
@@ -110,6 +111,14 @@ def start(arm: str, directory: Path) -> Iterator[Service]:
         yield service
 
 
+def failure(record: load.Record) -> str | None:
+    """Why an answer does not count: it did not come, or brought another number of tokens. None for a good one."""
+    if not record.ok:
+        return record.error or f"status {record.status}"
+    tokens = (record.usage or {}).get("completion_tokens")
+    return None if tokens == TOKENS else f"{tokens} tokens instead of {TOKENS}"
+
+
 def measure_once(arm: str, service: Service, round_: int, requests: int) -> Cell:
     """One round of one arm; a request that brought another number of tokens counts as failed."""
     before_s = own_cpu_s(service.pid)
@@ -119,12 +128,14 @@ def measure_once(arm: str, service: Service, round_: int, requests: int) -> Cell
         )
     )
     api_cpu_s = own_cpu_s(service.pid) - before_s
-    good = [r for r in run.records if r.ok and r.usage is not None and r.usage["completion_tokens"] == TOKENS]
+    failures = [why for r in run.records if (why := failure(r)) is not None]
+    good = [r for r in run.records if failure(r) is None]
     return Cell(
         arm=arm,
         round=round_,
         requests=requests,
-        failed=requests - len(good),
+        failed=len(failures),
+        first_failure=failures[0] if failures else None,
         duration_s=run.duration_s,
         api_cpu_s=api_cpu_s,
         ttft_p50_s=percentile([r.ttft_s for r in good if r.ttft_s is not None], 50),
@@ -210,6 +221,9 @@ def run(arguments: argparse.Namespace) -> int:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spillway-bench-")))
         cells = measure({arm: stack.enter_context(start(arm, directory)) for arm in ARMS}, plan)
     print(f"\n{CONNECTIONS} connections, streaming, {TOKENS} tokens per answer\n{summary(cells)}")
+    for cell in cells:
+        if cell.first_failure is not None:
+            print(f"{cell.arm}, round {cell.round}: {cell.failed} failed, the first: {cell.first_failure}")
     busiest = max(cell.generator_cpu_share for cell in cells)
     print(f"\nmedians of {plan.rounds} alternating rounds of {plan.requests} requests")
     print(

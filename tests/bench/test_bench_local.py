@@ -11,6 +11,7 @@ def cell(arm: str, round_: int, *, duration_s: float, api_cpu_s: float, failed: 
         round=round_,
         requests=100,
         failed=failed,
+        first_failure=None,
         duration_s=duration_s,
         api_cpu_s=api_cpu_s,
         ttft_p50_s=0.1,
