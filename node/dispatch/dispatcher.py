@@ -127,7 +127,7 @@ class Dispatcher:
             while True:
                 decision = await self._place(journey, served, failed)
                 if decision.target is Target.REFUSE:
-                    raise last_error or refusal(decision, features, busy=served.lane.in_flight > 0)
+                    raise last_error or refusal(decision, journey, busy=served.lane.in_flight > 0)
                 if last_error is not None:
                     decision = replace(decision, reason=_failover_reason(failed))
                 journey.decision = decision

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from node.backend import Call
+from node.backend import Call, Kind
 from node.catalogue import Model
 from node.dispatch.outcome import Ending, Outcome
-from node.errors import InvalidRequest, PrivateNotServable, Refused, RefusedBusy, SpillwayError
+from node.errors import ContextLengthExceeded, InvalidRequest, PrivateNotServable, Refused, RefusedBusy, SpillwayError
 from node.money import Usage
 from node.routing.values import Decision, Features, Reason
 
@@ -73,14 +73,20 @@ _WHY_REFUSED = {
 }
 
 
-def refusal(decision: Decision, features: Features, *, busy: bool) -> SpillwayError:
+def refusal(decision: Decision, journey: Journey, *, busy: bool) -> SpillwayError:
     """The error for a decision to refuse. `busy`: capacity exists and is taken (429), else there is none (503)."""
-    rule = decision.reason
+    rule, features = decision.reason, journey.features
     if rule is Reason.PRIVATE_NOT_SERVABLE:
         return PrivateNotServable(
             f"The request is pinned to the premises, and nothing on the premises can serve `{features.model}` "
             f"with what it asks for{_listed(features)}.",
             param="model",
+        )
+    if rule is Reason.CONTEXT_LENGTH:
+        return ContextLengthExceeded(
+            f"The prompt (about {features.prompt_tokens_estimate} tokens) is longer than the context of everything "
+            f"that may serve `{features.model}` with what the request asks for.",
+            param="messages" if journey.call.kind is Kind.CHAT else "prompt",
         )
     if rule is Reason.NOT_SERVABLE:
         return InvalidRequest(

@@ -32,11 +32,13 @@ class Policy(Protocol):
 class _Cloud:
     """What the cloud offers one request: the option to take, or the rule that refuses the one there would be.
 
-    Both are None when the catalogue declares nothing that can do what the request asks for.
+    Both are None when the catalogue declares nothing that can do what the request asks for; `too_long` says that
+    something could, were the prompt shorter.
     """
 
     option: CloudOption | None = None
     refused_by: Reason | None = None
+    too_long: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class OverflowPolicy:
         cloud = _Cloud() if pinned else _choose_cloud(features, snapshot.cloud)
         if engine is None or not local_can:
             if cloud.option is None:
-                return _refuse(cloud.refused_by or Reason.NOT_SERVABLE)
+                return _refuse(cloud.refused_by or (Reason.CONTEXT_LENGTH if cloud.too_long else Reason.NOT_SERVABLE))
             reason = Reason.CLOUD_ONLY_MODEL if engine is None else Reason.CLOUD_ONLY_FEATURE
             return Decision(target=Target.CLOUD, reason=reason, cloud=cloud.option)
         if cloud.option is not None and features.prompt_tokens_estimate >= engine.context_tokens:
@@ -184,8 +186,12 @@ class OverflowPolicy:
 def _choose_cloud(features: Features, options: tuple[CloudOption, ...]) -> _Cloud:
     """The first declared equivalent that can do it, is up, has a price and fits the request's cost cap."""
     refused_by: Reason | None = None
+    too_long = False
     for option in options:
-        if not features.needs <= option.capabilities or features.prompt_tokens_estimate >= option.context_tokens:
+        if not features.needs <= option.capabilities:
+            continue
+        if features.prompt_tokens_estimate >= option.context_tokens:
+            too_long = True
             continue
         worst_nano_usd = worst_case_nano_usd(features, option)
         if worst_nano_usd is None:
@@ -196,7 +202,7 @@ def _choose_cloud(features: Features, options: tuple[CloudOption, ...]) -> _Clou
             refused_by = refused_by or Reason.NO_PROVIDER
         else:
             return _Cloud(option=option)
-    return _Cloud(refused_by=refused_by)
+    return _Cloud(refused_by=refused_by, too_long=too_long)
 
 
 def _local_reason(features: Features, snapshot: Snapshot, cloud: _Cloud) -> Reason:

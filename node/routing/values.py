@@ -84,6 +84,7 @@ class Reason(StrEnum):
     NO_PREMISES_CAPACITY = "no_premises_capacity"
     PRIVATE_NOT_SERVABLE = "private_not_servable"
     NOT_SERVABLE = "not_servable"
+    CONTEXT_LENGTH = "context_length"
     COST_BUDGET = "cost_budget"
     UNKNOWN_PRICE = "unknown_price"
     NO_PROVIDER = "no_provider"

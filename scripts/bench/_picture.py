@@ -1,9 +1,12 @@
-"""Draw a measured burst: requests under way over time, by who answers them. Reads what `burst --json` wrote."""
+"""Draw a measured burst: first tokens per second over time, by who answered, beside what arrives.
+
+Reads what `burst --json` wrote.
+"""
 
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +18,28 @@ LAYERS = (
     ("local", "#5b9bd5", lambda row: row["backend"] == "local" and not row["pinned"]),
     ("cloud", "#f2994a", lambda row: row["backend"] not in ("local", None)),
 )
-WAITING = ("waiting for the first token", "#d9d9d9")
+ARRIVING = ("arriving", "#555555")
+WINDOW_S = 0.5
 
 Row = dict[str, Any]
 
 
-def under_way(rows: Sequence[Row], at_s: float, picks: Callable[[Row], bool]) -> int:
-    """Requests with their first token out and their last still to come."""
-    return sum(1 for row in rows if picks(row) and row["first_token_s"] <= at_s < row["end_s"])
-
-
-def waiting(rows: Sequence[Row], at_s: float) -> int:
-    return sum(1 for row in rows if row["arrival_s"] <= at_s < row["first_token_s"])
+def per_s(times_s: Sequence[float], at_s: float) -> float:
+    """How many of these fall into the window around `at_s`, per second."""
+    return sum(1 for each in times_s if abs(each - at_s) <= WINDOW_S / 2) / WINDOW_S
 
 
 def draw(document: dict[str, Any]) -> str:
     rows = [row for row in document["timeline"] if row["burst"] == 0 and row["first_token_s"] and row["end_s"]]
-    end_s = max(row["end_s"] for row in rows)
-    times = [index * STEP_S for index in range(int(end_s / STEP_S) + 2)]
-    series = [(name, colour, [under_way(rows, at, picks) for at in times]) for name, colour, picks in LAYERS]
-    series.append((*WAITING, [waiting(rows, at) for at in times]))
-    top = max(sum(values[i] for _, _, values in series) for i in range(len(times)))
-    top = (top // 20 + 1) * 20
+    end_s = max(row["first_token_s"] for row in rows)
+    times = [index * STEP_S for index in range(int(end_s / STEP_S) + 8)]
+    series = [
+        (name, colour, [per_s([row["first_token_s"] for row in rows if picks(row)], at) for at in times])
+        for name, colour, picks in LAYERS
+    ]
+    arriving = [per_s([row["arrival_s"] for row in rows], at) for at in times]
+    top = max(*arriving, *(sum(values[i] for _, _, values in series) for i in range(len(times))))
+    top = (int(top) // 20 + 1) * 20
 
     def x(at_s: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * at_s / times[-1]
@@ -47,7 +50,7 @@ def draw(document: dict[str, Any]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         'font-family="system-ui, sans-serif" font-size="13">',
-        "<title>A burst: requests under way over time, local and cloud</title>",
+        "<title>A burst: first tokens per second, local and cloud, beside the requests that arrive</title>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
     ]
     for tick in range(0, top + 1, 20):
@@ -60,16 +63,21 @@ def draw(document: dict[str, Any]) -> str:
         down = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in reversed(list(zip(times, below, strict=True))))
         parts.append(f'<polygon points="{up} {down}" fill="{colour}"><title>{name}</title></polygon>')
         below = above
+    line = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in zip(times, arriving, strict=True))
+    parts.append(f'<polyline points="{line}" fill="none" stroke="{ARRIVING[1]}" stroke-dasharray="5 3"/>')
     for tick in range(int(times[-1]) + 1):
         parts.append(
             f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="#555">{tick} s</text>'
         )
     at = float(LEFT)
-    for name, colour, _ in series:
+    for name, colour in [*((name, colour) for name, colour, _ in LAYERS), ARRIVING]:
         parts.append(f'<rect x="{at}" y="16" width="12" height="12" fill="{colour}"/>')
         parts.append(f'<text x="{at + 18}" y="27" fill="#222">{name}</text>')
         at += 40 + 7.2 * len(name)
-    parts.append(f'<text x="{LEFT}" y="{HEIGHT - 8}" fill="#555">requests under way; {len(rows)} arrive in 5 s</text>')
+    parts.append(
+        f'<text x="{LEFT}" y="{HEIGHT - 8}" fill="#555">requests per second; {len(rows)} arrive in 5 s, '
+        "each is answered</text>"
+    )
     return "\n".join([*parts, "</svg>", ""])
 
 

@@ -92,7 +92,7 @@ STORIES: list[tuple[str, Features, Snapshot, float, tuple[Target, Reason]]] = [
         replace(REQUEST, prompt_tokens_estimate=100_000),
         replace(IDLE, engine=None),
         0,
-        (Target.REFUSE, Reason.NOT_SERVABLE),
+        (Target.REFUSE, Reason.CONTEXT_LENGTH),
     ),
     (
         "4 no cloud declared, engine free",
