@@ -50,9 +50,10 @@ within a slot or cell; a running sequence may be slowed down or hurried (5 to 7 
 all at the end of a burst and of the trace); a short batch costs no more per token than a full one; places of
 sequences whose prompt is being computed are free; the cloud is instant.
 
-How tight it is: on the public traces, at 0.7 to 3 times what the engine can do, halving slots and cells raises it by
-less than 1 %, and `upper_nano_usd`, the price when what is split goes to the cloud whole, is up to 10 % above it
-where the bound is a large part of the bill, more where little need be sent. A schedule on the engine says the rest.
+How tight it is: on six public traces offering 1.5 to 3 times what a GPU-like engine can do, `upper_nano_usd` (what is
+split goes to the cloud whole) is 0.1 to 9 % above it; at 0.7 and 1.0 times up to 15 %, and more where less than 1 % of
+the bill need be spent at all. Halving slots or cells, or doubling classes, moves it by less than 2 %. What the engine's
+steps cost beyond that, only a schedule on the engine tells.
 
 The result does not hang on the solver's tolerances: the bound is recomputed from the dual values, which give a lower
 bound by weak duality whatever their quality.
