@@ -151,6 +151,18 @@ def load_catalogue(folders: Sequence[Path]) -> Catalogue:
     return Catalogue(models)
 
 
+def load_prices(folder: Path) -> dict[tuple[str, str], Price]:
+    """The known prices in the catalogue `folder`, by provider and model. Raises `SettingsError` as `load_catalogue`."""
+    prices: _Prices = {}
+    _read_prices(folder, prices)
+    return {
+        (provider, model): priced.price
+        for provider, models in prices.items()
+        for model, priced in models.items()
+        if priced.price is not None
+    }
+
+
 def _yaml_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.y*ml") if path.suffix in (".yaml", ".yml") and path.is_file())
 

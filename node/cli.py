@@ -12,6 +12,7 @@ import msgspec
 from node import __version__
 from node.errors import SettingsError
 from node.settings import Settings, is_loopback, load_settings
+from node.simulate import command as simulator
 
 _DEFAULT_CONFIG = Path("spillway.yaml")
 
@@ -20,6 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0 good, 1 something is wrong and was said in one line."""
     options = _parser().parse_args(arguments)
     try:
+        if options.command in simulator.COMMANDS:
+            return simulator.run(options)
         path = _config_path(options.config)
         settings = load_settings(path)
         if options.command == "doctor":
@@ -96,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for command in (serve, doctor):
         command.add_argument("--config", type=Path, metavar="FILE", help="settings (default: ./spillway.yaml if there)")
+    simulator.add_commands(commands)
     return parser
 
 

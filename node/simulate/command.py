@@ -1,0 +1,353 @@
+"""`spillway simulate` and `spillway trace`: what they take, and what they do with it.
+
+A bad value is a `SettingsError`, told in one line; files appear whole or not at all, after everything has been reckoned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import sys
+from collections.abc import Callable, Iterator
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from node.errors import SettingsError
+
+if TYPE_CHECKING:
+    from node.money import Price
+    from node.simulate.comparing import Question
+    from node.simulate.formats.convert import Window
+    from node.simulate.values import TraceRequest
+
+COMMANDS = ("simulate", "trace")
+DEFAULT_POLICIES = ("overflow", "predicted:0.5", "depth:8", "spillover:8", "vllm", "aimd", "local", "cloud")
+_KINDS = ("azure_code", "batch_tenants", "poisson", "long_prompts", "reasoning")
+_DEFAULT_PROFILE = "gpu-medium"
+_DEFAULT_PRICES = "holysheep/gemini-2.5-flash"
+_MOST_REQUESTS = 2_000_000
+
+_SIMULATE = """\
+Replay a trace of requests through the node's own routing, beside other policies, without an engine and without a
+cloud: what each would have cost, and whether the promise would have been kept. Nothing is sent anywhere.
+
+TRACE is a file (Spillway's CSV, Azure, Mooncake, BurstGPT) or a folder (ServeGen), or a made-up workload:
+azure_code, batch_tenants, poisson, long_prompts, reasoning."""
+
+_SIMULATE_EXAMPLES = """\
+policies:
+  overflow          the node's own, with its default settings
+  local, cloud      everything here; everything that may leave, leaves
+  depth:N           the cloud while more than N requests wait in the engine
+  spillover:N       llama-swap's selector
+  vllm[:REQUESTS]   vLLM's admission limits, the cloud for what they refuse
+  aimd              a share of the traffic, cut when answers come late
+  predicted:F       the cloud when the TTFT predicted on arrival is over F times the budget
+  article[:USD]     the cloud if cost and latency allow it, whatever the load
+
+examples:
+  spillway simulate azure_code --load 1.5 --bound
+  spillway simulate yesterday.csv --profile gpu-small --ttft-budget-ms 3000 --html yesterday.html
+  spillway simulate AzureLLMInferenceTrace_conv.csv --speed 4 --policy overflow --policy depth:4 --prices 0.8,2.5
+
+What the columns mean: docs/simulate.md. Exit code 1, and one line, for whatever is wrong."""
+
+_TRACE_EXAMPLES = """\
+examples:
+  spillway trace convert AzureLLMInferenceTrace_code.csv code.csv.gz
+  spillway trace convert conversation_trace.jsonl hour.csv --from-s 600 --seconds 3600
+  spillway trace generate batch_tenants --seconds 3600 --seed 7 -o tenants.csv"""
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Registers `simulate` and `trace`."""
+    _add_simulate(commands)
+    trace = commands.add_parser(
+        "trace",
+        help="convert published traces, or make up workloads",
+        description="Traces for `spillway simulate`: arrival times and lengths, no text.",
+        epilog=_TRACE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = trace.add_subparsers(dest="action", required=True, metavar="ACTION")
+    convert = actions.add_parser(
+        "convert",
+        help="a published trace as Spillway's CSV",
+        description="Read a trace in any known format (told by its content: Spillway, Azure, Mooncake, BurstGPT, "
+        "a folder of ServeGen) and write it as Spillway's CSV, packed if DEST ends in .gz. Ten million rows "
+        "take time, not memory.",
+    )
+    convert.add_argument("source", type=Path, metavar="SRC", help="the published file or folder")
+    convert.add_argument("destination", type=Path, metavar="DEST", help="the file to write; replaced if it is there")
+    _add_window(convert)
+    convert.add_argument("--context", metavar="TOKENS", help="cut prompts and answers to fit this context")
+    convert.add_argument("--seed", metavar="N", help="for formats that need chance (default: the format's own)")
+    generate = actions.add_parser(
+        "generate",
+        help="a made-up workload of a known kind",
+        description="Write a workload made up from a seed, of the kind of a published trace: "
+        f"{', '.join(_KINDS)}. The same seed gives the same workload anywhere.",
+    )
+    generate.add_argument("kind", metavar="KIND", help=", ".join(_KINDS))
+    generate.add_argument("--seconds", metavar="S", default="3600", help="how long (default: %(default)s)")
+    generate.add_argument("--seed", metavar="N", default="0", help="default: %(default)s")
+    generate.add_argument("--rate", metavar="R", help="mean requests per second (default: the published trace's)")
+    generate.add_argument("-o", "--output", type=Path, metavar="FILE", required=True, help="the file to write")
+
+
+def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "simulate",
+        help="replay a trace: what would this setting have cost?",
+        description=_SIMULATE,
+        epilog=_SIMULATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("trace", metavar="TRACE", help="file, folder or kind of workload")
+    parser.add_argument(
+        "--profile",
+        metavar="NAME|FILE",
+        default=_DEFAULT_PROFILE,
+        help="the engine: gpu-small, gpu-medium, gpu-large, or a calibrated profile (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--policy", action="append", metavar="P", help=f"repeatable (default: {' '.join(DEFAULT_POLICIES)})"
+    )
+    pace = parser.add_mutually_exclusive_group()
+    pace.add_argument("--load", metavar="L", help="speed the trace up or down until it offers L times what fits")
+    pace.add_argument("--speed", metavar="S", help="divide all arrival times by S (default: 1)")
+    _add_window(parser)
+    parser.add_argument("--ttft-budget-ms", metavar="MS", default="1000", help="the promise (default: %(default)s)")
+    parser.add_argument(
+        "--provider-ttft-ms", metavar="MS", default="350", help="the cloud's median TTFT (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--provider-sigma", metavar="X", default="0.35", help="its spread, of the logarithm (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--pinned-share", metavar="X", default="0", help="share of requests that never leave (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--prices",
+        metavar="P",
+        default=_DEFAULT_PRICES,
+        help="INPUT,OUTPUT in dollars per million tokens, or [PROVIDER/]MODEL of the price files (default: %(default)s)",
+    )
+    parser.add_argument("--seed", metavar="N", default="0", help="of all chance (default: %(default)s)")
+    parser.add_argument("--bound", action="store_true", help="reckon the least any router could have spent (scipy)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures, all in one file")
+
+
+def _add_window(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--from-s", metavar="S", default="0", help="leave out what comes before (default: %(default)s)")
+    parser.add_argument("--seconds", metavar="S", help="how much of the trace (default: all; of a workload: 600)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does what the command line says and gives the exit code. Raises `SettingsError`."""
+    if options.command == "simulate":
+        return _simulate(options)
+    return _convert(options) if options.action == "convert" else _generate(options)
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from node.simulate import comparing, page
+    from node.simulate.baselines import make_policy
+    from node.simulate.profiles import write_whole
+
+    for path in (options.json, options.html):
+        _check_writable(path)
+    policies = tuple(dict.fromkeys(options.policy or DEFAULT_POLICIES))
+    for policy in policies:
+        make_policy(policy)
+    question = _question(options)
+    progress = _Progress()
+    try:
+        found = comparing.compare(question, policies, bound=options.bound, progress=progress.show)
+    finally:
+        progress.clear()
+    document = comparing.as_json(found) if options.json else b""
+    picture = page.draw(found).encode() if options.html else b""
+    print(comparing.text(found))
+    for path, content in ((options.json, document), (options.html, picture)):
+        if path is not None:
+            write_whole(path, content)
+            print(f"written: {path}", file=sys.stderr)
+    return 0
+
+
+def _question(options: argparse.Namespace) -> Question:
+    from node.simulate.comparing import Question, pick_pinned
+    from node.simulate.offered import speed_for
+    from node.simulate.profiles import find_profile
+    from node.simulate.replay import Promise, Provider
+    from node.simulate.trace import capped, sped_up
+
+    profile = find_profile(options.profile)
+    seed = _whole("--seed", options.seed)
+    budget_s = _number("--ttft-budget-ms", options.ttft_budget_ms, above=0) / 1000
+    provider = Provider(
+        price=_price(options.prices),
+        ttft_median_s=_number("--provider-ttft-ms", options.provider_ttft_ms, above=0) / 1000,
+        ttft_sigma=_number("--provider-sigma", options.provider_sigma, least=0, most=5),
+        seed=seed,
+    )
+    pinned_share = _number("--pinned-share", options.pinned_share, least=0, most=1)
+    speed = 1.0 if options.speed is None else _number("--speed", options.speed, above=0)
+    load = None if options.load is None else _number("--load", options.load, above=0)
+    fitting = capped(_requests(options, seed), profile.context_tokens)
+    trace = list(itertools.islice(fitting, _MOST_REQUESTS + 1))
+    if len(trace) > _MOST_REQUESTS:
+        raise SettingsError(
+            f"{options.trace}: more than {_MOST_REQUESTS:,} requests; take a part of it with --from-s and --seconds"
+        )
+    if not trace:
+        raise SettingsError(f"{options.trace}: no requests in this part of it")
+    if load is not None:
+        try:
+            speed = speed_for(trace, profile, load)
+        except ValueError as error:
+            raise SettingsError(f"--load {options.load}: {error}") from error
+    return Question(
+        title=Path(options.trace).name,
+        trace=list(sped_up(trace, speed)),
+        speed=speed,
+        capped=fitting.count,
+        profile=profile,
+        provider=provider,
+        promise=Promise(ttft_budget_s=budget_s, pinned=pick_pinned(len(trace), pinned_share, seed)),
+        seed=seed,
+    )
+
+
+def _requests(options: argparse.Namespace, seed: int) -> Iterator[TraceRequest]:
+    """The trace asked for, by name of a workload or as a file; a file of a workload's name has to be `./NAME`."""
+    from node.simulate.formats.convert import convert
+    from node.simulate.workloads import WorkloadKind, generate
+
+    if options.trace in _KINDS:
+        window = _window(options, seconds=600.0)
+        made = generate(WorkloadKind(options.trace), seconds=window.start_s + window.seconds, seed=seed)
+        return (request for request in made if request.arrival_s >= window.start_s)
+    path = Path(options.trace)
+    if not path.exists():
+        raise SettingsError(f"{options.trace}: neither a file nor a kind of workload; kinds are {', '.join(_KINDS)}")
+    return convert(path, window=_window(options, seconds=math.inf), seed=seed or None)
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from node.simulate.formats.convert import convert
+    from node.simulate.trace import capped, write_trace
+
+    seed = None if options.seed is None else _whole("--seed", options.seed)
+    context = None if options.context is None else _whole("--context", options.context)
+    converted = convert(options.source, window=_window(options, seconds=math.inf), seed=seed)
+    if context is None:
+        written, cut = write_trace(options.destination, converted), 0
+    else:
+        fitting = capped(converted, context)
+        written, cut = write_trace(options.destination, fitting), fitting.count.capped
+    notes = f", {converted.skipped:,} rows without lengths skipped" if converted.skipped else ""
+    notes += f", {cut:,} cut to fit {context:,} tokens" if cut else ""
+    print(f"{options.destination}: {written:,} requests, from {converted.format}{notes}")
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from node.simulate.trace import write_trace
+    from node.simulate.workloads import WorkloadKind, generate
+
+    if options.kind not in _KINDS:
+        raise SettingsError(f"{options.kind}: not a kind of workload; there are {', '.join(_KINDS)}")
+    seconds = _number("--seconds", options.seconds, above=0)
+    rate = None if options.rate is None else _number("--rate", options.rate, above=0)
+    seed = _whole("--seed", options.seed)
+    written = write_trace(options.output, generate(WorkloadKind(options.kind), seconds=seconds, seed=seed, rate=rate))
+    print(f"{options.output}: {written:,} requests in {seconds:,.0f} s of {options.kind}")
+    return 0
+
+
+def _window(options: argparse.Namespace, *, seconds: float) -> Window:
+    from node.simulate.formats.convert import Window
+
+    start_s = _number("--from-s", options.from_s, least=0)
+    if options.seconds is not None:
+        seconds = _number("--seconds", options.seconds, above=0)
+    return Window(start_s=start_s, seconds=seconds)
+
+
+def _price(text: str) -> Price:
+    """`INPUT,OUTPUT`, or a model of the price files that ship, with its provider before it where several have it."""
+    from node.catalogue_files import default_models_dir, load_prices
+    from node.money import Price
+
+    if "," in text:
+        try:
+            input_usd, output_usd = (Decimal(part.strip()) for part in text.split(","))
+        except (InvalidOperation, ValueError):
+            raise SettingsError(f"--prices {text!r}: expected INPUT,OUTPUT in dollars, such as 0.80,2.50") from None
+        if not all(usd.is_finite() and 0 <= usd <= 1_000_000 for usd in (input_usd, output_usd)):
+            raise SettingsError(f"--prices {text!r}: dollars per million tokens are from 0 to 1000000")
+        return Price(input_usd, output_usd)
+    known = load_prices(default_models_dir())
+    named = {f"{provider}/{model}": price for (provider, model), price in known.items()}
+    matching = [name for name in named if name == text or name.partition("/")[2] == text]
+    if not matching:
+        raise SettingsError(f"--prices {text!r}: no such price; there are {', '.join(sorted(named))}, or INPUT,OUTPUT")
+    if len(matching) > 1:
+        raise SettingsError(f"--prices {text!r}: several have it: {', '.join(sorted(matching))}")
+    return named[matching[0]]
+
+
+def _number(
+    name: str, text: str, *, above: float | None = None, least: float | None = None, most: float = 1e12
+) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if (
+        math.isfinite(value)
+        and value <= most
+        and (above is None or value > above)
+        and (least is None or value >= least)
+    ):
+        return value
+    limit = f"above {above:g}" if above is not None else f"from {least:g} on" if least is not None else ""
+    limit += f", at most {most:g}" if most < 1e12 else ""
+    raise SettingsError(f"{name}: expected a number {limit}, got {text!r}")
+
+
+def _whole(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise SettingsError(f"{name}: expected a whole number from 0 on, got {text!r}")
+    return int(text)
+
+
+def _check_writable(path: Path | None) -> None:
+    """Told before minutes of work: what is known by then to be in the way of writing `path`."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise SettingsError(f"{path}: cannot be written: not a file")
+    if not path.parent.is_dir():
+        raise SettingsError(f"{path}: cannot be written: there is no folder {path.parent}")
+
+
+class _Progress:
+    """One line on stderr that is overwritten; nothing at all unless stderr is a terminal."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self.show: Callable[[str], None] = self._show if self._shown else lambda _: None
+
+    def _show(self, what: str) -> None:
+        print(f"\r\033[K{what} ...", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Takes the line away."""
+        if self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)

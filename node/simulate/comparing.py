@@ -1,0 +1,301 @@
+"""Several policies on one trace, side by side: what `spillway simulate` shows, as values, a table and JSON."""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+
+from node.money import NANO_PER_USD, Price, Usage
+from node.routing.profile import EngineProfile
+from node.routing.values import Target
+from node.simulate.baselines import make_policy
+from node.simulate.offered import offered_load
+from node.simulate.optimum import Bound, lower_bound
+from node.simulate.replay import Outcome, Promise, Provider, Replay, replay, summary
+from node.simulate.trace import CapCount
+from node.simulate.values import TraceRequest
+
+BINS = 120
+_CURVE = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is to be simulated. `title` names the trace, `capped` says how much of it had to be cut to fit."""
+
+    title: str
+    trace: Sequence[TraceRequest]
+    speed: float
+    capped: CapCount
+    profile: EngineProfile
+    provider: Provider
+    promise: Promise
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One policy's replay, made small enough to keep.
+
+    `local` and `cloud` count, in `BINS` equal parts of the trace, the requests that arrived in each by who answered them.
+    `ttft_curve_s` are the TTFTs at equal steps from the least to the greatest; those refused are not in it.
+    `late_nano_usd` is what the spillable requests that were late here would have cost, `pinned_late_nano_usd` the pinned.
+    """
+
+    policy: str
+    outcome: Outcome
+    local: tuple[int, ...]
+    cloud: tuple[int, ...]
+    ttft_curve_s: tuple[float, ...]
+    late_nano_usd: int
+    pinned_late_nano_usd: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The answer: the offered load, a run per policy in the order asked for, and the bound if it was asked for."""
+
+    question: Question
+    load: float
+    runs: tuple[Run, ...]
+    bound: Bound | None
+
+    def over_bound(self, run: Run) -> float | None:
+        """What the run spent over the least any router could have; None where that is not known, or is nothing."""
+        if self.bound is None or self.bound.spend_nano_usd == 0:
+            return None
+        return run.outcome.spend_nano_usd / self.bound.spend_nano_usd
+
+
+def pick_pinned(requests: int, share: float, seed: int) -> frozenset[int]:
+    """Which requests are pinned: each with probability `share`, the same ones for the same seed."""
+    rng = random.Random(f"{seed}/pinned")
+    return frozenset(index for index in range(requests) if rng.random() < share)
+
+
+def run_policy(question: Question, policy: str) -> Run:
+    """The trace through one policy. Raises `SettingsError` for an unknown one."""
+    done = replay(question.trace, question.profile, question.provider, question.promise, make_policy(policy))
+    late, pinned_late = late_nano_usd(question, done)
+    local, cloud = _over_time(question.trace, done)
+    return Run(
+        policy=policy,
+        outcome=summary(question.trace, question.promise, done),
+        local=local,
+        cloud=cloud,
+        ttft_curve_s=_curve([fate.ttft_s for fate in done.fates if fate is not None and fate.ttft_s is not None]),
+        late_nano_usd=late,
+        pinned_late_nano_usd=pinned_late,
+    )
+
+
+def compare(
+    question: Question, policies: Sequence[str], *, bound: bool, progress: Callable[[str], None] = lambda _: None
+) -> Comparison:
+    """Every policy on the same trace with the same cloud. `progress` is told what is being done.
+
+    Raises `SettingsError` for an unknown policy (before anything is run), and with `bound` where scipy is missing.
+    """
+    for policy in policies:
+        make_policy(policy)
+    found: Bound | None = None
+    if bound:
+        progress("the least any router could have spent")
+        found = lower_bound(
+            question.trace,
+            question.profile,
+            question.provider.price,
+            ttft_budget_s=question.promise.ttft_budget_s,
+            pinned=question.promise.pinned,
+        )
+    runs = []
+    for number, policy in enumerate(policies, 1):
+        progress(f"policy {number} of {len(policies)}: {policy}")
+        runs.append(run_policy(question, policy))
+    return Comparison(
+        question=question, load=offered_load(question.trace, question.profile), runs=tuple(runs), bound=found
+    )
+
+
+def late_nano_usd(question: Question, done: Replay) -> tuple[int, int]:
+    """Cloud price of the requests that missed their budget on the premises, spillable and pinned, for `Bound.allowing`."""
+    late = pinned = 0
+    for index, (request, fate) in enumerate(zip(question.trace, done.fates, strict=True)):
+        if fate is not None and fate.target is Target.CLOUD:
+            continue
+        if fate is None or fate.ttft_s is None or fate.ttft_s > question.promise.ttft_budget_s:
+            cost = question.provider.price.cost_nano_usd(Usage(request.prompt_tokens, request.output_tokens))
+            if index in question.promise.pinned:
+                pinned += cost
+            else:
+                late += cost
+    return late, pinned
+
+
+def _over_time(trace: Sequence[TraceRequest], done: Replay) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    local, cloud = [0] * BINS, [0] * BINS
+    first_s, last_s = trace[0].arrival_s, trace[-1].arrival_s
+    scale = BINS / (last_s - first_s) if last_s > first_s else 0.0
+    for request, fate in zip(trace, done.fates, strict=True):
+        if fate is not None and fate.target in (Target.LOCAL, Target.CLOUD):
+            place = min(BINS - 1, int((request.arrival_s - first_s) * scale))
+            (cloud if fate.target is Target.CLOUD else local)[place] += 1
+    return tuple(local), tuple(cloud)
+
+
+def _curve(ttfts_s: list[float]) -> tuple[float, ...]:
+    ttfts_s.sort()
+    if not ttfts_s:
+        return ()
+    last = len(ttfts_s) - 1
+    return tuple(ttfts_s[round(step * last / _CURVE)] for step in range(_CURVE + 1))
+
+
+def answered_share(run: Run) -> float:
+    """The share of requests that got a first token at all."""
+    return (sum(run.local) + sum(run.cloud)) / max(1, run.outcome.requests)
+
+
+HEADER = ("policy", "in budget", "pinned in", "cloud", "spend $", "x bound", "p50 s", "p95 s", "p99 s", "engine busy")
+
+
+def rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """A row of texts per policy, under `HEADER`."""
+    return [
+        (
+            run.policy,
+            _percent(run.outcome.in_budget_share),
+            _percent(run.outcome.pinned_in_budget_share),
+            _percent(run.outcome.cloud_share),
+            usd(run.outcome.spend_nano_usd),
+            "-" if (ratio := comparison.over_bound(run)) is None else f"{ratio:.2f}",
+            f"{run.outcome.ttft_p50_s:.2f}",
+            f"{run.outcome.ttft_p95_s:.2f}",
+            f"{run.outcome.ttft_p99_s:.2f}",
+            _percent(run.outcome.utilisation),
+        )
+        for run in comparison.runs
+    ]
+
+
+def facts(comparison: Comparison) -> list[str]:
+    """What was simulated, in a few lines of text."""
+    question, bound = comparison.question, comparison.bound
+    trace, promise, provider = question.trace, question.promise, question.provider
+    duration_s = trace[-1].arrival_s - trace[0].arrival_s
+    lines = [
+        f"{question.title}: {len(trace):,} requests in {duration_s:,.0f} s, speed {question.speed:.3g}, "
+        f"load {comparison.load:.2f} on {question.profile.name}",
+        f"promise: first token in {promise.ttft_budget_s:g} s; {len(promise.pinned):,} pinned; "
+        f"cloud TTFT: median {provider.ttft_median_s:g} s, sigma {provider.ttft_sigma:g}; "
+        f"price: ${_price(provider.price)} per million tokens, input/output",
+    ]
+    if question.capped.capped:
+        lines.append(
+            f"cut to fit {question.profile.context_tokens:,} tokens of context: {question.capped.capped:,} requests"
+        )
+    if bound is not None:
+        lines.append(
+            f"the least any router could have spent: ${usd(bound.spend_nano_usd)} "
+            f"(all to the cloud: ${usd(bound.all_cloud_nano_usd)})"
+        )
+    return lines
+
+
+def text(comparison: Comparison) -> str:
+    """The table for a terminal, what was simulated above it."""
+    body = rows(comparison)
+    widths = [max(len(row[column]) for row in (HEADER, *body)) for column in range(len(HEADER))]
+
+    def line(cells: Iterable[str]) -> str:
+        return "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ).rstrip()
+
+    return "\n".join([*facts(comparison), "", line(HEADER), *map(line, body)])
+
+
+def as_json(comparison: Comparison) -> bytes:
+    """Everything as one JSON document: dollars as numbers, shares as fractions, seconds."""
+    question, bound = comparison.question, comparison.bound
+    document: dict[str, Any] = {
+        "trace": {
+            "name": question.title,
+            "requests": len(question.trace),
+            "speed": question.speed,
+            "offered_load": _finite(comparison.load),
+            "capped": asdict(question.capped),
+        },
+        "profile": asdict(question.profile),
+        "promise": {
+            "ttft_budget_s": question.promise.ttft_budget_s,
+            "pinned": len(question.promise.pinned),
+        },
+        "provider": {
+            "ttft_median_s": question.provider.ttft_median_s,
+            "ttft_sigma": question.provider.ttft_sigma,
+            "input_usd_per_mtok": float(question.provider.price.input_usd_per_mtok),
+            "output_usd_per_mtok": float(question.provider.price.output_usd_per_mtok),
+        },
+        "seed": question.seed,
+        "bound": None
+        if bound is None
+        else {
+            "spend_usd": bound.spend_nano_usd / NANO_PER_USD,
+            "upper_usd": bound.upper_nano_usd / NANO_PER_USD,
+            "all_cloud_usd": bound.all_cloud_nano_usd / NANO_PER_USD,
+            "pinned_late_usd": bound.pinned_late_nano_usd / NANO_PER_USD,
+        },
+        "policies": [_run_json(comparison, run) for run in comparison.runs],
+    }
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+def _run_json(comparison: Comparison, run: Run) -> dict[str, Any]:
+    outcome, bound = run.outcome, comparison.bound
+    figures = {key: _finite(value) for key, value in asdict(outcome).items() if key != "spend_nano_usd"}
+    allowed = None
+    if bound is not None:
+        allowed = bound.allowing(late_nano_usd=run.late_nano_usd, pinned_late_nano_usd=run.pinned_late_nano_usd)
+    return {
+        "policy": run.policy,
+        **figures,
+        "spend_usd": outcome.spend_nano_usd / NANO_PER_USD,
+        "over_bound": comparison.over_bound(run),
+        "bound_allowing_late_usd": None if allowed is None else allowed / NANO_PER_USD,
+        "arrivals_local": run.local,
+        "arrivals_cloud": run.cloud,
+    }
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _percent(share: float | None) -> str:
+    """Rounded down to a tenth, so that 99.9 % is never shown as all of it."""
+    return "-" if share is None else f"{math.floor(share * 1000 + 1e-9) / 10:.1f} %"
+
+
+def usd(nano_usd: int) -> str:
+    """Dollars with as many decimals as make a figure of them."""
+    value = nano_usd / NANO_PER_USD
+    return f"{value:,.2f}" if value >= 10 or value == 0 else f"{value:.4g}"
+
+
+def _price(price: Price) -> str:
+    return f"{price.input_usd_per_mtok}/{price.output_usd_per_mtok}"
+
+
+def share_at(run: Run, ttft_s: float) -> float:
+    """The share of all requests that had their first token within `ttft_s`, from the kept curve."""
+    if not run.ttft_curve_s:
+        return 0.0
+    return bisect_right(run.ttft_curve_s, ttft_s) / len(run.ttft_curve_s) * answered_share(run)
