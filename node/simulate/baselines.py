@@ -32,9 +32,8 @@ from typing import Protocol, runtime_checkable
 
 from node.errors import SettingsError
 from node.money import Usage, usd_to_nano
-from node.routing.forecast import predict_ttft_s
 from node.routing.policy import OverflowPolicy, Policy
-from node.routing.values import CloudOption, Decision, EngineLoad, Features, Limits, QueueLoad, Reason, Snapshot, Target
+from node.routing.values import CloudOption, Decision, EngineLoad, Features, Limits, Reason, Snapshot, Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +48,7 @@ class Seen:
     request_id: str
     target: Target
     at_s: float
+    prompt_tokens: int
     ttft_s: float | None = None
     output_tokens: int | None = None
 
@@ -165,17 +165,20 @@ class Spillover:
             self._turns += 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AdmissionLimits:
-    """vLLM's `max_num_queued_reqs` and `max_num_queued_tokens`; what they refuse goes to the cloud.
+    """vLLM's `max_num_queued_reqs` and `max_num_queued_tokens`; what they refuse goes to the cloud, at no loss of time.
 
     The first counts waiting and running requests: `requests`, by default as many as run at a time. The second is meant
-    to be the TTFT budget times the prefill rate, measured: that of full steps beside what decodes on average in the
-    engine as it is. Chunks computed and prefix hits are credited here, which vLLM does not do. Pinned requests are not
-    refused.
+    to be the TTFT budget times the prefill rate: here that of full steps beside what decodes in the engine just now. It
+    is compared with the whole prompts of all requests without a first token, the new one's not among them; chunks
+    computed and prefix hits are not credited (`vllm/v1/engine/async_llm.py`, `check_admission`). Pinned requests are
+    counted, but not refused.
     """
 
     requests: int | None = None
+    _queued_tokens: int = 0
+    _prompts: dict[str, int] = field(default_factory=dict)
 
     def decide(self, features: Features, snapshot: Snapshot, now_s: float) -> Decision:
         """See the class."""
@@ -186,11 +189,19 @@ class AdmissionLimits:
         if engine.in_flight + features.choices > most:
             return _away(option, Reason.QUEUE_DEPTH)
         tokens_per_s = _prefill_tokens_per_s(engine)
-        queued = engine.queued_prefill_tokens + features.uncached_tokens_estimate
-        idle = engine.in_flight == 0  # vLLM lets one request in that is larger than the limit
-        if tokens_per_s is not None and queued > features.ttft_budget_s * tokens_per_s and not idle:
+        if tokens_per_s is not None and self._queued_tokens >= features.ttft_budget_s * tokens_per_s:
             return _away(option, Reason.QUEUE_DEPTH)
         return _here(features)
+
+    def observe(self, seen: Seen, budget_s: float) -> None:
+        """Counts the prompts that have no first token yet."""
+        if seen.target is not Target.LOCAL:
+            return
+        if seen.ttft_s is not None:
+            self._queued_tokens -= self._prompts.pop(seen.request_id, 0)
+        elif seen.output_tokens is None:
+            self._prompts[seen.request_id] = seen.prompt_tokens
+            self._queued_tokens += seen.prompt_tokens
 
 
 def _prefill_tokens_per_s(engine: EngineLoad) -> float | None:
@@ -205,7 +216,9 @@ def _prefill_tokens_per_s(engine: EngineLoad) -> float | None:
 class PredictedTtft:
     """The cloud when the TTFT predicted on arrival, behind all that is in the engine, is over `factor` of the budget.
 
-    An engine too cold to predict is trusted while a sequence is free.
+    The prediction is the plain one: the wait for a free sequence and for room in the KV cache at the rate sequences
+    finish, or the prompts before it and its own at the rate of the steps, whichever is longer. An engine too cold to
+    predict is trusted while a sequence is free.
     """
 
     factor: float
@@ -215,34 +228,40 @@ class PredictedTtft:
         option, engine = _option(features, snapshot), snapshot.engine
         if option is None or engine is None:
             return _here(features)
-        ttft_s = predict_ttft_s(features, engine, QueueLoad())
-        if ttft_s is None:
+        forecast = predict_ttft_s(features, engine, QueueLoad())
+        if forecast is None:
             return _here(features) if engine.in_flight < engine.max_sequences else _away(option, Reason.QUEUE_DEPTH)
+        ttft_s = forecast.ttft_s
         if ttft_s > self.factor * features.ttft_budget_s:
             return _away(option, Reason.PREDICTED_LATE, ttft_s)
         return _here(features, ttft_s)
 
 
-_RECENT = 50
-_PER_CHANGE = 10
-_FLOOR = 0.05
+_WINDOW, _ENOUGH = 100, 20
+_DWELL_S, _IDLE_S = 30.0, 300.0
+_FLOOR, _STEP = 0.05, 0.05
 
 
 @dataclass(slots=True)
 class AimdShare:
-    """control-layer's share of traffic for the engine: times 0.8 when more than a tenth of the last 50 answers missed
-    the TTFT budget, held from 3 % on, else up by a twentieth; from 5 % to all of it, changed every 10 answers.
+    """control-layer's share of traffic for the engine, with its defaults (`onwards/src/aimd.rs`): of the last 100 local
+    answers, at least 20, more than a tenth late: the share times 0.8, and a new window; at most 3 % late for 30 s: up by
+    a twentieth; in between it is held. At most one change in 30 s, never below 5 %, and up by a twentieth for every
+    300 s in which there were too few answers to judge.
 
-    One that is late counts when its deadline passes, not when it is answered at last. Which request is in the share is
-    drawn by its id, so that it does not hang on when it is asked. The original also moves a late call to the next
-    provider; here it stays where it is.
+    Its budget of 10 s is the request's own TTFT budget here. One that is late counts when its deadline passes, not when
+    it is answered at last; one sent under an older share does not count. Which request is in the share is drawn by its
+    id, so that it does not hang on when it is asked. The original also moves a late call to the next provider; here it
+    stays where it is.
     """
 
     seed: int = 0
     share: float = 1.0
-    _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=_RECENT))
-    _since: int = 0
-    _open: dict[str, float] = field(default_factory=dict)  # deadlines, as sent
+    _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    _open: dict[str, tuple[float, int]] = field(default_factory=dict)  # deadline and generation, as sent
+    _generation: int = 0
+    _changed_s: float = 0.0
+    _healthy_since_s: float | None = None
 
     def decide(self, features: Features, snapshot: Snapshot, now_s: float) -> Decision:
         """See the class."""
@@ -254,50 +273,75 @@ class AimdShare:
     def observe(self, seen: Seen, budget_s: float) -> None:
         """Counts answers in time and late ones; both change the share."""
         while self._open:
-            request_id, deadline_s = next(iter(self._open.items()))
+            request_id, (deadline_s, generation) = next(iter(self._open.items()))
             if deadline_s >= seen.at_s:
                 break
             del self._open[request_id]
-            self._answered(late=True)
+            self._answered(generation, deadline_s, late=True)
+        sent = seen.ttft_s is None and seen.output_tokens is None
+        if sent:
+            self._recover_idle(seen.at_s)
         if seen.target is not Target.LOCAL:
             return
-        if seen.ttft_s is None and seen.output_tokens is None:
-            self._open[seen.request_id] = seen.at_s + budget_s
-        elif seen.ttft_s is not None and self._open.pop(seen.request_id, None) is not None:
-            self._answered(late=False)
+        if sent:
+            self._open[seen.request_id] = (seen.at_s + budget_s, self._generation)
+        elif seen.ttft_s is not None and (found := self._open.pop(seen.request_id, None)) is not None:
+            self._answered(found[1], seen.at_s, late=False)
 
-    def _answered(self, *, late: bool) -> None:
-        self._recent.append(late)
-        self._since += 1
-        if self._since < _PER_CHANGE:
+    def _recover_idle(self, now_s: float) -> None:
+        steps = int((now_s - self._changed_s) / _IDLE_S)
+        if steps > 0 and self.share < 1.0 and len(self._recent) < _ENOUGH:
+            self.share = min(1.0, self.share + steps * _STEP)
+            self._changed_s += steps * _IDLE_S
+            self._healthy_since_s = None
+
+    def _answered(self, generation: int, at_s: float, *, late: bool) -> None:
+        if generation != self._generation:
             return
-        self._since = 0
+        self._recent.append(late)
+        if len(self._recent) < _ENOUGH:
+            return
         breached = sum(self._recent) / len(self._recent)
-        if breached > 0.10:
-            self.share = max(_FLOOR, self.share * 0.8)
-        elif breached < 0.03:
-            self.share = min(1.0, self.share + 0.05)
+        settled = at_s - self._changed_s >= _DWELL_S
+        if breached > 0.03:
+            self._healthy_since_s = None
+            if breached > 0.10 and settled and self.share > _FLOOR:
+                self.share = max(_FLOOR, self.share * 0.8)
+                self._changed_s = at_s
+                self._generation += 1
+                self._recent.clear()
+            return
+        if self._healthy_since_s is None:
+            self._healthy_since_s = at_s
+        if self.share < 1.0 and settled and at_s - self._healthy_since_s >= _DWELL_S:
+            self.share = min(1.0, self.share + _STEP)
+            self._changed_s = self._healthy_since_s = at_s
 
 
 @dataclass(frozen=True, slots=True)
 class CostAndLatency:
-    """The rule as it is often told: the cloud if it can answer within the latency budget at a price within the cost
-    budget, else local. How loaded the engine is does not enter. `cost_nano_usd` is the budget of a request without one.
+    """The rule as it is often told: local if the model's nominal latency fits the latency budget, else the cloud if its
+    price fits the cost budget, else local all the same. How loaded the engine is does not enter.
+
+    Nominal is what an idle engine takes for this prompt. `cost_nano_usd` is the budget of a request without one.
     """
 
     cost_nano_usd: int
 
     def decide(self, features: Features, snapshot: Snapshot, now_s: float) -> Decision:
         """See the class."""
-        option = _option(features, snapshot)
-        if option is None or option.price is None:
+        option, engine = _option(features, snapshot), snapshot.engine
+        if option is None or option.price is None or engine is None or engine.step is None:
+            return _here(features)
+        tokens = features.uncached_tokens_estimate
+        steps = math.ceil(tokens / engine.max_batched_tokens)
+        if steps * engine.step.base_s + tokens * engine.step.per_prefill_token_s <= features.ttft_budget_s:
             return _here(features)
         most = self.cost_nano_usd if features.cost_budget_nano_usd is None else features.cost_budget_nano_usd
         output = round(min(features.max_output_tokens, features.output_tokens_estimate))
-        cost = option.price.cost_nano_usd(Usage(features.prompt_tokens_estimate, output))
-        if cost > most or option.ttft_high_s > features.ttft_budget_s:
+        if option.price.cost_nano_usd(Usage(features.prompt_tokens_estimate, output)) > most:
             return _here(features)
-        return _away(option, Reason.WITHIN_BUDGET)
+        return _away(option, Reason.PREDICTED_LATE)
 
 
 DEFAULT_COST_USD = Decimal("0.001")

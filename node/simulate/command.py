@@ -1,6 +1,6 @@
 """`spillway simulate` and `spillway trace`: what they take, and what they do with it.
 
-A bad value is a `SettingsError`, told in one line; files appear whole or not at all, after everything has been reckoned.
+A bad value is a `SettingsError`, told in one line; files appear whole or not at all, after all has been reckoned.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--prices",
         metavar="P",
         default=_DEFAULT_PRICES,
-        help="INPUT,OUTPUT in dollars per million tokens, or [PROVIDER/]MODEL of the price files (default: %(default)s)",
+        help="INPUT,OUTPUT in dollars per million tokens, or a MODEL of the price files (default: %(default)s)",
     )
     parser.add_argument("--seed", metavar="N", default="0", help="of all chance (default: %(default)s)")
     parser.add_argument("--bound", action="store_true", help="reckon the least any router could have spent (scipy)")

@@ -43,9 +43,10 @@ class Question:
 class Run:
     """One policy's replay, made small enough to keep.
 
-    `local` and `cloud` count, in `BINS` equal parts of the trace, the requests that arrived in each by who answered them.
+    `local` and `cloud` count, in `BINS` equal parts of the trace, the requests that arrived in each, by who answered.
     `ttft_curve_s` are the TTFTs at equal steps from the least to the greatest; those refused are not in it.
-    `late_nano_usd` is what the spillable requests that were late here would have cost, `pinned_late_nano_usd` the pinned.
+    `late_nano_usd` is what the spillable requests that were late here would have cost, `pinned_late_nano_usd` what the
+    pinned ones would have.
     """
 
     policy: str
@@ -124,7 +125,7 @@ def compare(
 
 
 def late_nano_usd(question: Question, done: Replay) -> tuple[int, int]:
-    """Cloud price of the requests that missed their budget on the premises, spillable and pinned, for `Bound.allowing`."""
+    """Cloud price of the requests that missed their budget here, spillable and pinned, for `Bound.allowing`."""
     late = pinned = 0
     for index, (request, fate) in enumerate(zip(question.trace, done.fates, strict=True)):
         if fate is not None and fate.target is Target.CLOUD:

@@ -1,4 +1,4 @@
-"""A comparison as one HTML page: pictures are SVG inside it, nothing is loaded from anywhere, light or dark as preferred."""
+"""A comparison as one HTML page, light or dark as preferred: pictures are SVG inside it, nothing is loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ h1{font-size:1.4rem;margin:0}h2{font-size:1.05rem;margin:2.2rem 0 .4rem}p{margin
 th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid var(--line)}th{color:var(--soft);font-weight:500}
 th:first-child,td:first-child{text-align:left}svg{width:100%;height:auto;font:12px system-ui,sans-serif}
 svg text{fill:var(--text)}svg .soft{fill:var(--soft)}svg .rule{stroke:var(--line)}
-.local{fill:var(--local)}.cloud{fill:var(--cloud)}
+.local{fill:var(--local);background:var(--local)}.cloud{fill:var(--cloud);background:var(--cloud)}
+i{display:inline-block;width:10px;height:10px}
 """.strip()
 
 
@@ -39,9 +40,7 @@ def draw(comparison: Comparison) -> str:
             f"<h1>{escape(title)}</h1>{notes}",
             _table(comparison),
             "<h2>Who answered, over time</h2><p>Requests per second by arrival: "
-            '<svg style="width:10px" viewBox="0 0 10 10" aria-hidden="true"><rect class="local" width="10" height="10"/>'
-            '</svg> local, <svg style="width:10px" viewBox="0 0 10 10" aria-hidden="true">'
-            '<rect class="cloud" width="10" height="10"/></svg> cloud</p>',
+            '<i class="local"></i> local, <i class="cloud"></i> cloud</p>',
             _over_time(comparison),
             "<h2>Time to first token</h2><p>Share of all requests answered within; the dashed line is the promise</p>",
             _ttft(comparison),
