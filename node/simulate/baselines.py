@@ -13,7 +13,7 @@ always go to the engine.
 | `vllm`, `vllm:REQUESTS` | vLLM's admission limits, and the cloud for what they refuse |
 | `aimd` | control-layer's share of traffic, cut when answers come late |
 | `predicted:F` | the cloud when the TTFT predicted on arrival is more than F times the budget |
-| `article`, `article:USD` | cost and latency budget, whatever the load |
+| `article`, `article:USD` | local if an idle engine would be in time, else the cloud at up to USD a request |
 
 They are given the benefit of the doubt: where they would have to be told something (prefill rate, TTFT budget), they
 are told the truth, and their counts are never stale.
@@ -32,8 +32,9 @@ from typing import Protocol, runtime_checkable
 
 from node.errors import SettingsError
 from node.money import Usage, usd_to_nano
+from node.routing.forecast import predict_ttft_s
 from node.routing.policy import OverflowPolicy, Policy
-from node.routing.values import CloudOption, Decision, EngineLoad, Features, Limits, Reason, Snapshot, Target
+from node.routing.values import CloudOption, Decision, EngineLoad, Features, Limits, QueueLoad, Reason, Snapshot, Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,9 +217,8 @@ def _prefill_tokens_per_s(engine: EngineLoad) -> float | None:
 class PredictedTtft:
     """The cloud when the TTFT predicted on arrival, behind all that is in the engine, is over `factor` of the budget.
 
-    The prediction is the plain one: the wait for a free sequence and for room in the KV cache at the rate sequences
-    finish, or the prompts before it and its own at the rate of the steps, whichever is longer. An engine too cold to
-    predict is trusted while a sequence is free.
+    The prediction is the node's own, without a queue of the node. An engine too cold to predict is trusted while a
+    sequence is free.
     """
 
     factor: float
@@ -244,10 +244,10 @@ _FLOOR, _STEP = 0.05, 0.05
 
 @dataclass(slots=True)
 class AimdShare:
-    """control-layer's share of traffic for the engine, with its defaults (`onwards/src/aimd.rs`): of the last 100 local
-    answers, at least 20, more than a tenth late: the share times 0.8, and a new window; at most 3 % late for 30 s: up by
-    a twentieth; in between it is held. At most one change in 30 s, never below 5 %, and up by a twentieth for every
-    300 s in which there were too few answers to judge.
+    """control-layer's share of traffic for the engine, with its defaults (`onwards/src/aimd.rs`). Of the last 100 local
+    answers, at least 20: more than a tenth late, and the share is cut to 0.8 of it and a new window begun; at most 3 %
+    late for 30 s, and it is up by a twentieth. At most one change in 30 s, never below 5 %, and up by a twentieth for
+    every 300 s in which there were too few answers to judge.
 
     Its budget of 10 s is the request's own TTFT budget here. One that is late counts when its deadline passes, not when
     it is answered at last; one sent under an older share does not count. Which request is in the share is drawn by its
