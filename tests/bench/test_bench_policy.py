@@ -85,6 +85,18 @@ def test_the_mean_over_the_clairvoyant_has_a_bar_of_its_own() -> None:
     assert missed(*[CELL] * 9, replace(CELL, clairvoyant_nano_usd=750)) == ["spend over the clairvoyant's"]
 
 
+def test_spending_less_than_the_clairvoyant_makes_up_for_nothing_elsewhere() -> None:
+    dear, cheap = replace(CELL, clairvoyant_nano_usd=810), replace(CELL, clairvoyant_nano_usd=4_000)
+    assert missed(dear, cheap) == ["spend over the clairvoyant's, mean"]
+
+
+def test_the_worst_cells_are_named() -> None:
+    late = replace(CELL, trace="bursty", outcome=replace(KEPT, in_budget_share=0.5))
+    (first, *_) = [line for line in _policy.worst([CELL, late]).splitlines() if "in budget" in line]
+    assert "50.0%" in first
+    assert "bursty x 0.7" in first
+
+
 def test_where_next_to_nothing_has_to_be_spent_the_difference_counts_instead_of_the_ratio() -> None:
     little = replace(CELL, outcome=spending(120), clairvoyant_nano_usd=50, depth_nano_usd=50)
     assert little.over(little.clairvoyant_nano_usd) is None
