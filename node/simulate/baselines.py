@@ -124,8 +124,8 @@ class Spillover:
     The engine is loaded, so it is among the active targets; the cloud is while a call to it is open. While the least
     busy active target has fewer than `spillover` calls, it gets the next one, in turn where they are equally busy; past
     that, a target that is not active is opened, and past that the least busy again. So once a cloud call is open, a
-    request goes wherever fewer are, though the engine has room. Only calls through the selector are counted: pinned
-    ones name the engine and are not seen.
+    request goes wherever fewer are, though the engine has room. The original counts only calls through the selector;
+    here pinned ones, which would name the engine, are counted too.
     """
 
     spillover: int

@@ -67,6 +67,11 @@ class Comparison:
     runs: tuple[Run, ...]
     bound: Bound | None
 
+    @property
+    def most_nano_usd(self) -> int:
+        """The most any of the policies spent."""
+        return max(run.outcome.spend_nano_usd for run in self.runs)
+
     def over_bound(self, run: Run) -> float | None:
         """What the run spent over the least any router could have; None where that is not known, or is nothing."""
         if self.bound is None or self.bound.spend_nano_usd == 0:
@@ -168,13 +173,14 @@ HEADER = ("policy", "in budget", "pinned in", "cloud", "spend $", "x bound", "p5
 
 def rows(comparison: Comparison) -> list[tuple[str, ...]]:
     """A row of texts per policy, under `HEADER`."""
+    most = comparison.most_nano_usd
     return [
         (
             run.policy,
             _percent(run.outcome.in_budget_share),
             _percent(run.outcome.pinned_in_budget_share),
             _percent(run.outcome.cloud_share),
-            usd(run.outcome.spend_nano_usd),
+            usd(run.outcome.spend_nano_usd, most),
             "-" if (ratio := comparison.over_bound(run)) is None else f"{ratio:.2f}",
             f"{run.outcome.ttft_p50_s:.2f}",
             f"{run.outcome.ttft_p95_s:.2f}",
@@ -203,8 +209,8 @@ def facts(comparison: Comparison) -> list[str]:
         )
     if bound is not None:
         lines.append(
-            f"the least any router could have spent: ${usd(bound.spend_nano_usd)} "
-            f"(all to the cloud: ${usd(bound.all_cloud_nano_usd)})"
+            f"the least any router could have spent: ${usd(bound.spend_nano_usd, bound.all_cloud_nano_usd)} "
+            f"(all to the cloud: ${usd(bound.all_cloud_nano_usd, bound.all_cloud_nano_usd)})"
         )
     return lines
 
@@ -285,10 +291,11 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{math.floor(share * 1000 + 1e-9) / 10:.1f} %"
 
 
-def usd(nano_usd: int) -> str:
-    """Dollars with as many decimals as make a figure of them."""
-    value = nano_usd / NANO_PER_USD
-    return f"{value:,.2f}" if value >= 10 or value == 0 else f"{value:.4g}"
+def usd(nano_usd: int, most_nano_usd: int) -> str:
+    """Dollars with the decimals that suit the largest figure beside them."""
+    most = most_nano_usd / NANO_PER_USD
+    decimals = 2 if most >= 10 else 3 if most >= 0.5 else 6
+    return f"{nano_usd / NANO_PER_USD:,.{decimals}f}"
 
 
 def _price(price: Price) -> str:

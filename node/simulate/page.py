@@ -153,7 +153,8 @@ def _spend(comparison: Comparison) -> str:
         width = across * run.outcome.spend_nano_usd / most
         parts.append(f'<rect class="cloud" x="{_LEFT}" y="{top}" width="{width:.1f}" height="18"/>')
         parts.append(_text(_LEFT - 12, top + 13, run.policy, anchor="end"))
-        parts.append(_text(_LEFT + width + 8, top + 13, f"${usd(run.outcome.spend_nano_usd)}"))
+        said = f"${usd(run.outcome.spend_nano_usd, comparison.most_nano_usd)}"
+        parts.append(_text(_LEFT + width + 8, top + 13, said))
     height = len(runs) * 28 + 8
     if bound is not None:
         at = _LEFT + across * bound.spend_nano_usd / most
