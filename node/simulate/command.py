@@ -9,6 +9,7 @@ import argparse
 import itertools
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -45,11 +46,12 @@ policies:
   vllm[:REQUESTS]   vLLM's admission limits, the cloud for what they refuse
   aimd              a share of the traffic, cut when answers come late
   predicted:F       the cloud when the TTFT predicted on arrival is over F times the budget
-  article[:USD]     the cloud if cost and latency allow it, whatever the load
+  article[:USD]     local if an idle engine would be in time, else the cloud at up to USD
 
 examples:
   spillway simulate azure_code --load 1.5 --bound
   spillway simulate yesterday.csv --profile gpu-small --ttft-budget-ms 3000 --html yesterday.html
+  spillway simulate code_bursty --traces ~/traces --load 1.5 --pinned-share 0.2
   spillway simulate AzureLLMInferenceTrace_conv.csv --speed 4 --policy overflow --policy depth:4 --prices 0.8,2.5
 
 What the columns mean: docs/simulate.md. Exit code 1, and one line, for whatever is wrong."""
@@ -106,6 +108,7 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("trace", metavar="TRACE", help="file, folder or kind of workload")
+    parser.add_argument("--traces", type=Path, metavar="DIR", help="where TRACE is, with or without .csv or .csv.gz")
     parser.add_argument(
         "--profile",
         metavar="NAME|FILE",
@@ -228,14 +231,26 @@ def _requests(options: argparse.Namespace, seed: int) -> Iterator[TraceRequest]:
     from node.simulate.formats.convert import convert
     from node.simulate.workloads import WorkloadKind, generate
 
-    if options.trace in _KINDS:
+    if options.traces is None and options.trace in _KINDS:
         window = _window(options, seconds=600.0)
         made = generate(WorkloadKind(options.trace), seconds=window.start_s + window.seconds, seed=seed)
         return (request for request in made if request.arrival_s >= window.start_s)
-    path = Path(options.trace)
+    path = Path(options.trace) if options.traces is None else _within(options.traces, options.trace)
     if not path.exists():
         raise SettingsError(f"{options.trace}: neither a file nor a kind of workload; kinds are {', '.join(_KINDS)}")
     return convert(path, window=_window(options, seconds=math.inf), seed=seed or None)
+
+
+def _within(folder: Path, name: str) -> Path:
+    """The trace called `name` in `folder`. Raises `SettingsError` naming those that are there."""
+    if not folder.is_dir():
+        raise SettingsError(f"--traces {folder}: there is no such folder")
+    for ending in ("", ".csv", ".csv.gz"):
+        if (path := folder / f"{name}{ending}").exists():
+            return path
+    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    shown = ", ".join(there[:20]) + (", ..." if len(there) > 20 else "")
+    raise SettingsError(f"{folder}: no trace {name!r}; there are {shown or 'none'}")
 
 
 def _convert(options: argparse.Namespace) -> int:
@@ -338,13 +353,16 @@ def _check_writable(path: Path | None) -> None:
 
 
 class _Progress:
-    """One line on stderr that is overwritten; nothing at all unless stderr is a terminal."""
+    """One line on stderr that is overwritten, after the first second; nothing at all unless stderr is a terminal."""
 
     def __init__(self) -> None:
+        self._began_s = time.monotonic()
         self._shown = sys.stderr.isatty()
         self.show: Callable[[str], None] = self._show if self._shown else lambda _: None
 
     def _show(self, what: str) -> None:
+        if time.monotonic() - self._began_s < 1.0:
+            return
         print(f"\r\033[K{what} ...", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:

@@ -218,3 +218,19 @@ def test_help_is_there(command: list[str], capsys: pytest.CaptureFixture[str]) -
         main([*command, "--help"])
     assert caught.value.code == 0
     assert "usage: spillway" in capsys.readouterr().out
+
+
+def test_a_trace_is_found_in_the_folder_of_traces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", "generate", "poisson", "--seconds", "5", "-o", str(tmp_path / "calm.csv.gz")]) == 0
+    assert main(["simulate", "calm", "--traces", str(tmp_path), "--policy", "local"]) == 0
+    assert "calm: " in capsys.readouterr().out
+
+
+def test_what_is_not_in_the_folder_of_traces_is_refused_naming_what_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "calm.csv").write_text("")
+    assert f"{tmp_path}: no trace 'poisson'; there are calm.csv" in refused(
+        capsys, "simulate", "poisson", "--traces", str(tmp_path)
+    )
+    assert "--traces" in refused(capsys, "simulate", "poisson", "--traces", str(tmp_path / "nowhere"))
