@@ -9,7 +9,6 @@ import argparse
 import itertools
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -166,9 +165,10 @@ def _simulate(options: argparse.Namespace) -> int:
     policies = tuple(dict.fromkeys(options.policy or DEFAULT_POLICIES))
     for policy in policies:
         make_policy(policy)
-    question = _question(options)
     progress = _Progress()
     try:
+        progress.show(f"reading {options.trace}")
+        question = _question(options)
         found = comparing.compare(question, policies, bound=options.bound, progress=progress.show)
     finally:
         progress.clear()
@@ -353,16 +353,13 @@ def _check_writable(path: Path | None) -> None:
 
 
 class _Progress:
-    """One line on stderr that is overwritten, after the first second; nothing at all unless stderr is a terminal."""
+    """One line on stderr that is overwritten; nothing at all unless stderr is a terminal."""
 
     def __init__(self) -> None:
-        self._began_s = time.monotonic()
         self._shown = sys.stderr.isatty()
         self.show: Callable[[str], None] = self._show if self._shown else lambda _: None
 
     def _show(self, what: str) -> None:
-        if time.monotonic() - self._began_s < 1.0:
-            return
         print(f"\r\033[K{what} ...", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
