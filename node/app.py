@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
 import os
 import time
@@ -24,7 +25,9 @@ from node.catalogue_files import default_models_dir, load_catalogue
 from node.cloud.config import ProviderConfig
 from node.cloud.gate import EgressGate
 from node.cloud.provider import CloudProvider
+from node.dispatch.conversations import Conversations
 from node.dispatch.dispatcher import Dispatcher, ServedModel
+from node.dispatch.experience import Experience
 from node.dispatch.journey import Journey
 from node.dispatch.lane import Lane
 from node.dispatch.outcome import Ending, Outcome
@@ -34,9 +37,8 @@ from node.errors import SettingsError, SpillwayError
 from node.local.backend import LocalBackend
 from node.local.engine import LocalEngine
 from node.metrics import Metrics
-from node.routing.policy import OverflowPolicy
-from node.routing.tokens import TokenRatio
-from node.routing.ttft import TtftWindow
+from node.routing.policy import LOCAL, OverflowPolicy
+from node.routing.ttft import ProviderTtft
 from node.routing.values import EngineLoad, EngineState, Limits
 from node.settings import ProviderSettings, Settings
 from node.store.cache import MemoryCache
@@ -55,9 +57,9 @@ class EngineSlot:
         self.engine = engine
         self._backend = LocalBackend(engine)
 
-    def load(self) -> EngineLoad:
-        """The engine's load."""
-        return self.engine.load()
+    def load(self, in_flight: int) -> EngineLoad:
+        """The engine's load, with so many sequences handed to it."""
+        return self.engine.load(in_flight)
 
     def backend(self) -> Backend:
         """The seam through which calls are served."""
@@ -91,23 +93,32 @@ class Node:
                 config.name: ProviderState(
                     provider=CloudProvider(config, self.gate, time.time),
                     weight=config.weight,
-                    ttft=TtftWindow(settings.providers[config.name].assumed_ttft_s),
+                    ttft=ProviderTtft(settings.providers[config.name].assumed_ttft_s),
                 )
                 for config in configs
             }
         )
         self.engines = {
-            model.name: LocalEngine(model.name, model.local, clock, on_progress=_log.info)
+            model.name: LocalEngine(
+                model.name,
+                model.local,
+                clock,
+                on_step=functools.partial(self._stepped, model.name),
+                on_entered=functools.partial(self._entered, model.name),
+                on_progress=_log.info,
+            )
             for model in self.models.values()
             if model.local is not None and not settings.cloud_only
         }
         self.lanes = {name: self._lane(model) for name, model in self.models.items()}
         self.totals = Totals()
         self.metrics = Metrics(self.lanes, self.watch.state)
-        self.ratios = {name: TokenRatio() for name in self.models}
+        self.experience = {name: Experience() for name in self.models}
+        self.conversations = Conversations(clock)
         self.dispatcher = Dispatcher(
             served={name: ServedModel(model, self.lanes[name]) for name, model in self.models.items()},
             providers=self.providers,
+            conversations=self.conversations,
             clock=clock,
             on_outcome=self._on_outcome,
         )
@@ -127,7 +138,8 @@ class Node:
             keyring=self.keyring,
             dispatcher=self.dispatcher,
             sharing=Sharing(self.cache),
-            ratios=self.ratios,
+            experience=self.experience,
+            conversations=self.conversations,
             vocabulary_size=self._vocabulary_size,
             clock=time.monotonic,
             report=self._report,
@@ -217,7 +229,8 @@ class Node:
             min_free_vram_bytes=routing.min_free_vram_bytes,
             feed_ahead=max(1, slots // 8) if routing.feed_ahead is None else routing.feed_ahead,
             margin_s=routing.margin_ms / 1000,
-            ttft_safety=routing.ttft_safety,
+            feed_s=routing.feed_ms / 1000,
+            tpot_budget_s=None if routing.tpot_budget_ms is None else routing.tpot_budget_ms / 1000,
         )
         return Lane(
             engine=EngineSlot(engine) if engine is not None else None,
@@ -227,12 +240,25 @@ class Node:
             clock=time.monotonic,
         )
 
+    def _stepped(self, name: str) -> None:
+        self.lanes[name].moved_on()
+
+    def _entered(self, name: str, request_id: str) -> None:
+        self.lanes[name].entered(request_id)
+
     def _on_outcome(self, outcome: Outcome) -> None:
         self.totals.add(outcome)
         self.metrics.add(outcome)
-        usage = outcome.usage
-        if outcome.ending is Ending.DONE and usage is not None and not usage.estimated:
-            self.ratios[outcome.model].learn(outcome.prompt_bytes, usage.prompt_tokens)
+        self.experience[outcome.model].learn(outcome)
+        engine = self.engines.get(outcome.model)
+        if engine is None or outcome.backend != LOCAL or outcome.usage is None:
+            return
+        if outcome.ttft_excess_s is not None:
+            engine.began(outcome.ttft_excess_s, queued=False)
+        if outcome.queue_excess_s is not None:
+            engine.began(outcome.queue_excess_s, queued=True)
+        if outcome.ending is Ending.DONE:
+            engine.answered(round(outcome.usage.completion_tokens / outcome.choices))
 
     def _report(self, journey: Journey, ending: Ending) -> None:
         self._on_outcome(journey.outcome(ending, None, time.monotonic()))
@@ -244,9 +270,9 @@ def _has_a_route(engine: str | None, cloud: bool) -> bool:
 
 def _engine_document(lane: Lane) -> dict[str, Any]:
     assert lane.engine is not None
-    document = dataclasses.asdict(lane.engine.load())
+    document = dataclasses.asdict(lane.engine.load(lane.in_flight))
     del document["capabilities"]
-    return {**document, "in_flight": lane.in_flight}
+    return document
 
 
 def _served_models(settings: Settings, catalogue: Catalogue, rename: Mapping[str, str]) -> dict[str, Model]:

@@ -73,7 +73,7 @@ class _Live(Collector):
         for name, lane in self._lanes.items():
             depth.add_metric([name], lane.depth)
             if lane.engine is not None:
-                load = lane.engine.load()
+                load = lane.engine.load(lane.in_flight)
                 running.add_metric([name], load.running)
                 ready.add_metric([name], float(load.state == "ready"))
                 if load.kv_cache_usage is not None:

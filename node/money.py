@@ -16,12 +16,14 @@ _ATTO_PER_NANO = 1_000_000_000
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens one call used. `estimated` says that the backend did not report them and we counted ourselves;
-    `suspect` that it reported something we could not believe."""
+    `suspect` that it reported something we could not believe. `cached_tokens` of the prompt were in the local engine's
+    prefix cache."""
 
     prompt_tokens: int
     completion_tokens: int
     estimated: bool = False
     suspect: bool = False
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

@@ -127,14 +127,16 @@ async def _check(name: str, model: LocalModel, free_bytes: Callable[[], int | No
     ttfts = sorted(await asyncio.gather(*(_ttft_s(engine, number, 64) for number in range(1, 65))))
     report.figure(name, "64 at once: p50 TTFT, s", ttfts[32])
     report.figure(name, "64 at once: output tokens per s", 64 * 64 / (time.monotonic() - began))
-    load = engine.load()
-    report.figure(name, "measured prefill, tokens per s", load.prefill_tokens_per_s)
-    report.figure(name, "measured step, s", load.step_s)
+    step = engine.load(engine.in_flight).step
+    report.figure(name, "learned step with one sequence, s", step.step_s(1, 0) if step else None)
+    report.figure(name, "learned step with 64 sequences, s", step.step_s(64, 0) if step else None)
+    report.figure(name, "learned prefill, s per 1,000 tokens", 1000 * step.per_prefill_token_s if step else None)
+    report.check(step is not None, f"{name}: no step model was learned")
 
     stream = LocalBackend(engine).open(_call(1000, 1000))
     await anext(stream)
     await stream.aclose()
-    aborted_s = await _until(lambda: engine.load().in_flight == 0 and engine.load().running == 0, 10)
+    aborted_s = await _until(lambda: engine.in_flight == 0 and engine.load(0).running == 0, 10)
     report.figure(name, "abort to gone, s", aborted_s)
     report.check(aborted_s is not None and aborted_s <= _ABORT_WITHIN_S, f"{name}: an aborted request stayed")
 

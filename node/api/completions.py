@@ -18,12 +18,13 @@ from node.api.reader import ClientGone, read_body
 from node.api.responses import HeaderList, send_document, send_error, send_stream
 from node.api.schema import ParsedRequest
 from node.backend import Chunk
+from node.dispatch.conversations import Conversations
 from node.dispatch.dispatcher import Answer, Dispatcher
+from node.dispatch.experience import Experience
 from node.dispatch.journey import Journey
 from node.dispatch.outcome import Ending
 from node.dispatch.sharing import SharedAnswer, Sharing
 from node.errors import RequestTimeout, RequestTooLarge, SpillwayError
-from node.routing.tokens import TokenRatio
 from node.routing.values import Decision, Reason, Target
 from node.settings import Settings
 from node.store.cache import CachedAnswer, cache_key
@@ -42,7 +43,8 @@ class Parts:
     keyring: Keyring
     dispatcher: Dispatcher
     sharing: Sharing
-    ratios: Mapping[str, TokenRatio]
+    experience: Mapping[str, Experience]
+    conversations: Conversations
     vocabulary_size: Callable[[str], int | None]
     clock: Callable[[], float]
     report: Callable[[Journey, Ending], None]
@@ -91,7 +93,13 @@ class CompletionsEndpoint:
         parsed = self._parse(document, headers, strict=parts.settings.api.strict, vocab_size=vocabulary_size)
         parts.dispatcher.model(parsed.model)
         admitted = admit(
-            parsed, caller, parts.settings, parts.ratios[parsed.model], request_id=request_id, arrived_s=arrived_s
+            parsed,
+            caller,
+            parts.settings,
+            parts.experience[parsed.model],
+            request_id=request_id,
+            arrived_s=arrived_s,
+            stay_with=parts.conversations.backend_for(caller.tenant, parsed.model, parsed.body),
         )
         return admitted, parsed.ignored
 

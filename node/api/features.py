@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from node.api.auth import Caller
 from node.api.schema import ParsedRequest
 from node.backend import Call
-from node.routing.tokens import TokenRatio
+from node.dispatch.experience import Experience
 from node.routing.values import Features, Residency
 from node.settings import Settings
 
@@ -28,9 +28,19 @@ class Admitted:
 
 
 def admit(
-    parsed: ParsedRequest, caller: Caller, settings: Settings, ratio: TokenRatio, *, request_id: str, arrived_s: float
+    parsed: ParsedRequest,
+    caller: Caller,
+    settings: Settings,
+    experience: Experience,
+    *,
+    request_id: str,
+    arrived_s: float,
+    stay_with: str | None = None,
 ) -> Admitted:
-    """The call and its features. Pins of key, model, settings and request are OR-ed; settings give default budgets."""
+    """The call and its features. Pins of key, model, settings and request are OR-ed; settings give default budgets.
+
+    `stay_with` names the backend in the middle of whose tool call the request comes.
+    """
     wishes, routing = parsed.wishes, settings.routing
     pinned = (
         wishes.require_local
@@ -59,12 +69,13 @@ def admit(
         created_s=int(time.time()),
         tenant=caller.tenant,
     )
+    prompt_tokens = experience.prompt_tokens(parsed.prompt_bytes)
     features = Features(
         request_id=request_id,
         model=parsed.model,
         residency=Residency.PREMISES if pinned else Residency.ANY,
         prompt_bytes=parsed.prompt_bytes,
-        prompt_tokens_estimate=ratio.estimate(parsed.prompt_bytes),
+        prompt_tokens_estimate=prompt_tokens,
         prompt_tokens_bound=parsed.prompt_bytes
         + _BOUND_PER_PROMPT_TOKENS
         + _BOUND_PER_MESSAGE_TOKENS * parsed.messages
@@ -78,5 +89,9 @@ def admit(
         cost_budget_nano_usd=wishes.cost_budget_nano_usd,
         arrived_s=arrived_s,
         give_up_s=arrived_s + (ttft_budget_s if explicit else routing.max_wait_s),
+        tenant=caller.tenant,
+        cached_tokens_estimate=experience.cached_tokens(caller.tenant, prompt_tokens),
+        output_tokens_estimate=experience.output_tokens(caller.tenant, max_output_tokens),
+        stay_with=stay_with,
     )
     return Admitted(call, features, cacheable=parsed.deterministic if wishes.cache is None else wishes.cache)

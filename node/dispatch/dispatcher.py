@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 
 from node.backend import Backend, Call, Chunk
 from node.catalogue import CloudEquivalent, Model
+from node.dispatch.conversations import Conversations
 from node.dispatch.journey import Journey, ending_of, refusal
-from node.dispatch.lane import LOCAL, Lane
+from node.dispatch.lane import Lane
 from node.dispatch.outcome import Ending, Outcome
 from node.dispatch.providers import Providers
 from node.errors import ModelNotFound, SpillwayError, UpstreamTimeout, UpstreamTruncated
 from node.money import FREE, Price, Usage
 from node.routing.permit import grant
+from node.routing.policy import LOCAL
 from node.routing.values import Decision, Features, Reason, Target
 
 # One attempt and one more: what fails twice is reported.
@@ -46,10 +48,16 @@ class Answer:
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         """All chunks, once. Raises `SpillwayError` if the backend fails on the way; never splices in another one."""
+        # Before the client has it: its next request may be on its way before the rest of this answer is.
+        calls = self._dispatcher.tool_calls_of(self.journey)
+        if calls is not None:
+            calls(self._head.data)
         yield self._head
         try:
             async for chunk in self._attempt.stream:
                 self._last = chunk
+                if calls is not None:
+                    calls(chunk.data)
                 yield chunk
             if self._last.usage is None:
                 raise UpstreamTruncated("the answer ended before it was complete")
@@ -96,11 +104,13 @@ class Dispatcher:
         *,
         served: Mapping[str, ServedModel],
         providers: Providers,
+        conversations: Conversations,
         clock: Callable[[], float],
         on_outcome: Callable[[Outcome], None],
     ) -> None:
         self.served = served
         self._providers = providers
+        self._conversations = conversations
         self._clock = clock
         self._on_outcome = on_outcome
 
@@ -110,6 +120,13 @@ class Dispatcher:
         if served is None:
             raise ModelNotFound(f"The model `{name}` does not exist on this node.", param="model")
         return served
+
+    def tool_calls_of(self, journey: Journey) -> Callable[[bytes], None] | None:
+        """What takes note of the tool calls in the pieces of an answer, None where there can be none."""
+        call, backend = journey.call, journey.backend
+        if "tools" not in call.body or backend is None:
+            return None
+        return lambda data: self._conversations.remember(call.tenant, call.model, data, backend)
 
     async def answer(self, call: Call, features: Features) -> Answer:
         """Serve `call`: returns once the first content is there.
@@ -130,7 +147,7 @@ class Dispatcher:
                     raise last_error or refusal(decision, journey, busy=served.lane.in_flight > 0)
                 if last_error is not None:
                     decision = replace(decision, reason=_failover_reason(failed))
-                journey.decision = decision
+                journey.decision, journey.decided_s = decision, self._clock()
                 journey.attempts += 1
                 try:
                     attempt = self._open(journey, served, decision)

@@ -24,6 +24,7 @@ class Journey:
     features: Features
     model: Model
     decision: Decision | None = None
+    decided_s: float = 0.0
     backend: str | None = None
     served_model: str | None = None
     attempts: int = 0
@@ -36,6 +37,13 @@ class Journey:
     def outcome(self, ending: Ending, error: SpillwayError | None, now_s: float) -> Outcome:
         """The request's one Outcome."""
         features, decision, reference = self.features, self.decision, self.model.reference
+        first_s = self.first_content_s
+        ttft_excess_s = queue_excess_s = None
+        if first_s is not None and decision is not None:
+            if decision.predicted_ttft_s is not None:
+                ttft_excess_s = first_s - self.decided_s - decision.predicted_ttft_s
+            if decision.expected_at_s is not None:
+                queue_excess_s = first_s - decision.expected_at_s
         return Outcome(
             request_id=self.call.request_id,
             kind=self.call.kind,
@@ -47,7 +55,7 @@ class Journey:
             reason=decision.reason if decision else None,
             attempts=self.attempts,
             queue_s=self.queue_s,
-            ttft_s=None if self.first_content_s is None else self.first_content_s - features.arrived_s,
+            ttft_s=None if first_s is None else first_s - features.arrived_s,
             predicted_ttft_s=decision.predicted_ttft_s if decision else None,
             ttft_budget_s=features.ttft_budget_s,
             total_s=now_s - features.arrived_s,
@@ -56,6 +64,9 @@ class Journey:
             cost_nano_usd=self.spent_nano_usd,
             reference_nano_usd=reference.cost_nano_usd(self.usage) if reference and self.usage else None,
             error_code=error.code if error else None,
+            choices=features.choices,
+            ttft_excess_s=ttft_excess_s,
+            queue_excess_s=queue_excess_s,
         )
 
 

@@ -1,28 +1,20 @@
-"""One model's way to the local engine: its slots, and the node's own queue in front of them.
+"""One model's way to the local engine, in real time: futures and one timer around `node.routing.admission`.
 
-The lane owns the count of what it has handed to the engine; the policy only advises from a snapshot of it. Every
-slot taken is given back through `release()`, on every way out.
+The admission owns the slots and the queue; the policy only advises it. Every slot taken is given back through
+`release()`, on every way out.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from node.backend import Backend
+from node.routing.admission import Admission, CloudOptions, Placement
 from node.routing.policy import Policy
-from node.routing.queue import Waiter, WaitingQueue
-from node.routing.values import (
-    CloudOption,
-    Decision,
-    EngineLoad,
-    Features,
-    QueueLoad,
-    Snapshot,
-    Target,
-)
+from node.routing.values import Decision, EngineLoad, Features, Target
 
 # How often a queue is looked at while nothing happens: hard limits (KV cache, VRAM) and the engine's state can
 # clear without a slot being released.
@@ -32,27 +24,11 @@ _LOOK_AGAIN_S = 0.1
 class Engine(Protocol):
     """What a lane needs of the local engine."""
 
-    def load(self) -> EngineLoad:
-        """The engine's load as of its last step; `in_flight` is the lane's to fill in."""
+    def load(self, in_flight: int) -> EngineLoad:
+        """The engine's load as of its last step, with `in_flight` sequences handed to it. Asked for every decision."""
 
     def backend(self) -> Backend:
         """The seam through which calls are served."""
-
-
-CloudOptions = Callable[[frozenset[str]], tuple[CloudOption, ...]]
-"""The model's cloud equivalents as they stand now, given the backends that already failed this request."""
-
-LOCAL = "local"
-"""The local engine's name among backends."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A request in the queue: who it is, what failed it before, and where its answer goes."""
-
-    features: Features
-    failed: frozenset[str]
-    placed: asyncio.Future[Decision]
 
 
 class Lane:
@@ -68,20 +44,27 @@ class Lane:
         clock: Callable[[], float],
     ) -> None:
         self.engine = engine
-        self._policy = policy
-        self._cloud_options = cloud_options
-        self._vram_free_bytes = vram_free_bytes
         self._clock = clock
-        self._queue = WaitingQueue()
-        self._waiting: dict[str, _Waiting] = {}
+        self._admission = Admission(
+            policy=policy,
+            engine=engine.load if engine is not None else None,
+            cloud_options=cloud_options,
+            vram_free_bytes=vram_free_bytes,
+        )
+        self._placed: dict[str, asyncio.Future[Decision]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._wake_s = 0.0
-        self.in_flight = 0
+        self._will_look = False
 
     @property
     def depth(self) -> int:
         """Requests waiting in the node's own queue."""
-        return len(self._queue)
+        return self._admission.depth
+
+    @property
+    def in_flight(self) -> int:
+        """Sequences handed to the engine and not given back."""
+        return self._admission.in_flight
 
     async def place(self, features: Features, failed: frozenset[str] = frozenset()) -> Decision:
         """Where the request goes: decides, and waits for as long as the policy says to.
@@ -91,76 +74,62 @@ class Lane:
         A `Target.LOCAL` answer comes with `features.choices` slots taken: give them back with `release()`.
         Cancelling the wait leaves the queue at once.
         """
-        decision = self._decide(features, failed)
-        if decision.target is Target.LOCAL:
-            self.in_flight += features.choices
+        decision, settled = self._admission.arrive(features, self._clock(), failed)
         if decision.target is not Target.WAIT:
+            self._tell(settled)
             return decision
         placed: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-        self._waiting[features.request_id] = _Waiting(features, failed, placed)
-        self._queue.add(Waiter(features, self._ask_again_s(features, decision)))
-        self._arm()
+        self._placed[features.request_id] = placed
+        self._tell(settled)
         try:
             return await placed
         except asyncio.CancelledError:
-            # A slot may have been given in the very tick in which the client left.
-            if placed.done() and not placed.cancelled() and placed.result().target is Target.LOCAL:
-                self.release(features)
-            else:
-                self._queue.remove(features.request_id)
-                self._let_in()  # whoever stood behind a wide request may fit where it did not
+            self._placed.pop(features.request_id, None)
+            if placed.cancelled():
+                self._tell(self._admission.withdraw(features.request_id, self._clock()))
+            elif placed.done() and placed.result().target is Target.LOCAL:
+                self.release(features)  # a slot was given in the very tick in which the client left
             raise
-        finally:
-            self._queue.remove(features.request_id)
-            self._waiting.pop(features.request_id, None)
 
     def release(self, features: Features) -> None:
-        """Give the request's slots back and let the next one in."""
-        self.in_flight -= features.choices
-        self._let_in()
+        """Give the request's slots back and let the next ones in."""
+        self._tell(self._admission.release(features, self._clock()))
 
-    def _decide(self, features: Features, failed: frozenset[str]) -> Decision:
-        engine = None
-        if self.engine is not None and LOCAL not in failed:
-            engine = replace(self.engine.load(), in_flight=self.in_flight)
-        snapshot = Snapshot(
-            engine=engine,
-            queue=self._queue.load_for(features) if len(self._queue) else _EMPTY,
-            cloud=self._cloud_options(failed),
-            vram_free_bytes=self._vram_free_bytes(),
-        )
-        return self._policy.decide(features, snapshot, self._clock())
+    def entered(self, request_id: str) -> None:
+        """The engine counts the request's prompt itself from now on."""
+        self._admission.entered(request_id)
 
-    def _let_in(self) -> None:
-        """Give free slots to the head of the queue, in rank order, until the head has to go on waiting."""
-        while (head := self._queue.head()) is not None:
-            if not self._settle(head):
-                break
+    def moved_on(self) -> None:
+        """The engine has made a step: whoever waits may fit now.
 
-    def _settle(self, waiter: Waiter) -> bool:
-        """Decide a waiter again. True if it left the queue."""
-        features = waiter.features
-        waiting = self._waiting[features.request_id]
-        decision = self._decide(features, waiting.failed)
-        if decision.target is Target.WAIT:
-            self._queue.add(Waiter(features, self._ask_again_s(features, decision)))
-            return False
-        if decision.target is Target.LOCAL:
-            self.in_flight += features.choices
-        self._queue.remove(features.request_id)
-        del self._waiting[features.request_id]
-        if not waiting.placed.done():
-            waiting.placed.set_result(decision)
-        elif decision.target is Target.LOCAL:  # cancelled in this very tick: nobody is there to give it back
-            self.in_flight -= features.choices
-        return True
+        To be called on the event loop; however often it is called, it looks once per turn.
+        """
+        if self._will_look or not self._admission.depth:
+            return
+        self._will_look = True
+        # Not now: those whose answers have just ended give their slots back in this turn.
+        asyncio.get_running_loop().call_soon(self._look)
 
-    def _ask_again_s(self, features: Features, decision: Decision) -> float:
-        return decision.leave_at_s if decision.leave_at_s is not None else features.give_up_s
+    def _look(self) -> None:
+        self._will_look = False
+        self._tell(self._admission.let_in(self._clock()))
+
+    def _tell(self, placements: Iterable[Placement]) -> None:
+        """Hand decisions to those who wait for them. A slot whose taker has left goes to the next."""
+        untold = deque(placements)
+        while untold:
+            placement = untold.popleft()
+            features, decision = placement.features, placement.decision
+            placed = self._placed.pop(features.request_id)
+            if not placed.done():
+                placed.set_result(decision)
+            elif decision.target is Target.LOCAL:  # cancelled in this very tick: nobody is there to give it back
+                untold += self._admission.release(features, self._clock())
+        self._arm()
 
     def _arm(self) -> None:
-        """Wake at the next last moment, or soon, for what can change without anybody telling us."""
-        next_s = self._queue.next_leave_s()
+        """Wake when the admission asks to, or soon, for what can change without anybody telling us."""
+        next_s = self._admission.next_wake_s()
         if next_s is None:
             return
         now_s = self._clock()
@@ -174,10 +143,4 @@ class Lane:
 
     def _wake(self) -> None:
         self._timer = None
-        for waiter in self._queue.due(self._clock()):
-            self._settle(waiter)
-        self._let_in()
-        self._arm()
-
-
-_EMPTY = QueueLoad()
+        self._tell(self._admission.wake(self._clock()))

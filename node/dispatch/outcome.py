@@ -24,8 +24,10 @@ class Outcome:
     """One request from arrival to its last byte. Durations are seconds, None where there was no such moment.
 
     `backend` is ``local``, a provider's name, ``cache`` or None when nothing served it. `ttft_s` runs from arrival
-    to the first content chunk and is None for answers that are not streamed. `reference_nano_usd` is what the same
-    tokens cost at list price, None where no list price is known.
+    to the first content chunk and is None for answers that are not streamed. `predicted_ttft_s` is what the local
+    engine was predicted to take from the decision on; `ttft_excess_s` is how much later than that the first content
+    came, and `queue_excess_s` the same from when a request that waited was last told to. `reference_nano_usd` is what
+    the same tokens cost at list price, None where no list price is known.
     """
 
     request_id: str
@@ -47,3 +49,6 @@ class Outcome:
     cost_nano_usd: int
     reference_nano_usd: int | None
     error_code: str | None
+    choices: int = 1
+    ttft_excess_s: float | None = None
+    queue_excess_s: float | None = None

@@ -10,7 +10,7 @@ from node.backend import Backend
 from node.catalogue import CloudEquivalent, Model
 from node.errors import SpillwayError, UpstreamAuth, UpstreamQuota, UpstreamRateLimited
 from node.routing.permit import EgressPermit
-from node.routing.ttft import TtftWindow
+from node.routing.ttft import ProviderTtft
 from node.routing.values import CloudOption
 
 _DEFAULT_PAUSE_S = 1.0
@@ -30,7 +30,7 @@ class ProviderState:
 
     provider: Provider
     weight: float
-    ttft: TtftWindow
+    ttft: ProviderTtft
     paused_until_s: float = 0.0
     isolated_by: str | None = None
 

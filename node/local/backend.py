@@ -34,7 +34,7 @@ class LocalBackend:
 
     async def open(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """Stream the answer. Raises only `SpillwayError`; closing or cancelling aborts the request in the engine."""
-        with _our_errors(call.kind), self._engine.entering(_sequences(call)) as tally:
+        with _our_errors(call.kind), self._engine.entering(call.request_id, _sequences(call)) as tally:
             serving = self._engine.serving()
             fast = serving.takes_plain(call) and plain.fits_fast_path(call)
             source = plain.answer(serving, call, tally) if fast else serving.answer(call, tally)

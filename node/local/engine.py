@@ -17,17 +17,16 @@ from typing import Any
 from node.catalogue import LocalModel
 from node.errors import EngineUnavailable, SettingsError
 from node.local import arguments
-from node.local.outputs import CountedEngine, Tally, outputs
+from node.local.outputs import CountedEngine, Tally
+from node.local.prefill import PrefillQueue
 from node.local.processes import EngineProcess, descendants, step_back, sweep
 from node.local.serving import Serving
 from node.local.stats import Step, StepStats
+from node.local.warm_up import warm_up
 from node.routing.values import Capability, EngineLoad, EngineState
 
 _log = logging.getLogger(__name__)
 
-# Long enough for a prefill rate worth knowing, short enough for the slowest CPU.
-_WARM_UP_PROMPT_TOKENS = 256
-_WARM_UP_OUTPUT_TOKENS = 8
 _GRAMMAR_CAPABILITIES = frozenset({Capability.TOOLS, Capability.JSON_OBJECT, Capability.JSON_SCHEMA, Capability.GUIDED})
 # Two engines starting at once would each measure memory that the other is about to take, and their processes could
 # not be told apart.
@@ -37,8 +36,10 @@ _one_start_at_a_time = asyncio.Lock()
 class LocalEngine:
     """One model on the local device.
 
-    `clock` gives monotonic seconds. `on_state` is called on the event loop with each new state, `on_progress` with one
-    line per step of the start. After `stop` or a failure the object stays down; build a new one to start again.
+    `clock` gives monotonic seconds. Called on the event loop: `on_state` with each new state, `on_step` after each step
+    of the engine, `on_entered` with the id of a call once the engine counts its prompts itself. `on_progress` gets one
+    line per step of the start, in whatever thread. After `stop` or a failure the object stays down; build a new one to
+    start again.
     """
 
     def __init__(
@@ -48,18 +49,23 @@ class LocalEngine:
         clock: Callable[[], float] = time.monotonic,
         *,
         on_state: Callable[[EngineState], None] = lambda state: None,
+        on_step: Callable[[], None] = lambda: None,
+        on_entered: Callable[[str], None] = lambda request_id: None,
         on_progress: Callable[[str], None] = _log.info,
     ) -> None:
         self.model_name = model_name
         self.model = model
         self._clock = clock
         self._on_state = on_state
+        self.on_step = on_step
+        self._on_entered = on_entered
         self._progress = on_progress
         self._state = EngineState.STARTING
         self._stopping = False
         self._serving: Serving | None = None
         self._llm: Any = None
         self._stats = StepStats(max_sequences=1)
+        self._prefill = PrefillQueue({})
         self._processes: frozenset[EngineProcess] = frozenset()
         self._entering = 0
         self._finished = 0
@@ -94,40 +100,73 @@ class LocalEngine:
             raise EngineUnavailable(f"The local engine is {self._state}.")
         return self._serving
 
-    def load(self) -> EngineLoad:
-        """The engine at this moment. Cheap: called for every request."""
-        stats, llm = self._stats, self._llm if self._state is EngineState.READY else None
+    @property
+    def in_flight(self) -> int:
+        """Sequences being handed over, and those the engine has not finished: its own count, not the lane's."""
+        llm = self._llm if self._state is EngineState.READY else None
+        return self._entering + (llm.get_num_unfinished_requests() if llm else 0)
+
+    def load(self, in_flight: int) -> EngineLoad:
+        """The engine at this moment, with `in_flight` as given. Cheap: asked for every decision."""
+        stats, serving = self._stats, self._serving
+        if serving is None:
+            return EngineLoad(
+                state=self._state,
+                capabilities=self.model.capabilities,
+                context_tokens=self.model.context_tokens,
+                max_sequences=1,
+                in_flight=in_flight,
+            )
+        rates = stats.rates
         return EngineLoad(
             state=self._state,
             capabilities=self.model.capabilities,
-            context_tokens=self.context_tokens,
-            max_sequences=self._serving.max_sequences if self._serving else 1,
-            in_flight=self._entering + (llm.get_num_unfinished_requests() if llm else 0),
+            context_tokens=serving.context_tokens,
+            max_sequences=serving.max_sequences,
+            in_flight=in_flight,
             running=stats.running,
             waiting=stats.waiting,
             kv_cache_usage=stats.kv_cache_usage,
-            queued_prefill_tokens=llm.get_num_queued_tokens() if llm else 0,
-            prefill_tokens_per_s=stats.prefill_tokens_per_s,
-            step_s=stats.step_s,
-            sequences_per_s=stats.sequences_per_s,
+            queued_prefill_tokens=self._prefill.tokens,
+            step=rates.step,
+            max_batched_tokens=serving.max_batched_tokens,
+            kv_tokens=serving.kv_tokens,
+            sequences_per_s=rates.sequences_per_s,
+            ttft_slack_s=rates.ttft_slack_s,
+            queue_slack_s=rates.queue_slack_s,
         )
 
+    def began(self, excess_s: float, *, queued: bool) -> None:
+        """Learn from a first token: how much later than predicted it came. `queued`: predicted while it waited."""
+        self._stats.began(excess_s, queued=queued)
+
+    def answered(self, output_tokens: int) -> None:
+        """Learn from the length of a finished answer."""
+        self._stats.answered(output_tokens)
+
     @contextmanager
-    def entering(self, sequences: int) -> Iterator[Tally]:
-        """Count `sequences` as in flight from now until the engine's own count has them, or until the block ends."""
+    def entering(self, call_id: str, sequences: int) -> Iterator[Tally]:
+        """Count a call's `sequences` as in flight from now until the engine's own count has them, or the block ends."""
         left = sequences
         self._entering += sequences
 
-        def on_queued(count: int) -> None:
+        def taken_over(count: int) -> None:
             nonlocal left
             taken = min(left, count)
             left -= taken
             self._entering -= taken
 
+        def on_queued(count: int, request_id: str) -> None:
+            taken_over(count)
+            self._prefill.handed_over(request_id, count)
+            if left == 0:
+                self._on_entered(call_id)
+
         try:
             yield Tally(on_queued, self._count_finished)
         finally:
-            on_queued(left)
+            taken_over(left)
+            self._prefill.settle()
 
     def _count_finished(self) -> None:
         self._finished += 1
@@ -197,43 +236,15 @@ class LocalEngine:
         await init_app_state(CountedEngine(self._llm), state, args, await self._llm.get_supported_tasks())
         serving = Serving(self._llm, state)
         self._stats = StepStats(serving.max_sequences)
-        await self._warm_up(serving)
+        self._prefill = PrefillQueue(self._llm.output_processor.request_states)
+        grammar = bool(self.model.capabilities & _GRAMMAR_CAPABILITIES)
+        await warm_up(serving, grammar=grammar, compiled=self._stats.forget)
         if self._stopping:
             raise EngineUnavailable(f"{self.model_name}: stopped while starting")
         # vLLM ends this task when it finds the engine dead, and never before.
         self._llm.output_handler.add_done_callback(lambda task: self._down())
         self._serving = serving
         self._set_state(EngineState.READY)
-
-    async def _warm_up(self, serving: Serving) -> None:
-        """Generate before the first caller does.
-
-        The last one is measured, so that routing starts with a prefill rate. Those before it do what compiles on first
-        use, and would make the whole engine stand still then: up to twenty seconds for a grammar on CPU, seven for
-        log-probabilities.
-        """
-        from vllm.inputs import tokens_input
-        from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
-
-        vocabulary = serving.vocabulary_size
-        length = max(1, min(_WARM_UP_PROMPT_TOKENS, serving.context_tokens - _WARM_UP_OUTPUT_TOKENS))
-        grammars: list[Any] = [None, None]
-        if self.model.capabilities & _GRAMMAR_CAPABILITIES:
-            grammars.insert(0, StructuredOutputsParams(json_object=True))
-        for turn, grammar in enumerate(grammars):
-            self._stats.forget_rates()
-            # Different tokens each time, or the later prompts would come from the prefix cache.
-            prompt = tokens_input([(token * (turn + 1) + turn) % vocabulary for token in range(length)])
-            params = SamplingParams(
-                temperature=0.0,
-                max_tokens=_WARM_UP_OUTPUT_TOKENS,
-                ignore_eos=grammar is None,
-                structured_outputs=grammar,
-                logprobs=1 if turn == 0 else None,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            async for _ in outputs(self._llm, prompt, params, f"warm-up-{turn}", Tally()):
-                pass
 
     def _record(self, scheduler: Any) -> None:
         if scheduler is None:
@@ -247,11 +258,14 @@ class LocalEngine:
                 waiting=scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs,
                 kv_cache_usage=scheduler.kv_cache_usage,
                 computed=details is not None,
+                decoding=details.num_generation_requests if details else 0,
                 prefill_tokens=details.num_ctx_tokens if details else 0,
                 elapsed_s=details.elapsed_ms / 1000 if details else None,
                 finished=finished,
             )
         )
+        self._prefill.stepped(details.num_ctx_tokens if details else 0)
+        self.on_step()
 
     def _set_state(self, state: EngineState) -> None:
         if state is not self._state:

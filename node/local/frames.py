@@ -98,9 +98,9 @@ class WireUsage(msgspec.Struct, gc=False):
     prompt_tokens_details: dict[str, Any] | None = None
     completion_tokens_details: dict[str, Any] | None = None
 
-    def value(self) -> Usage:
-        """The counts."""
-        return Usage(self.prompt_tokens, self.completion_tokens or 0)
+    def value(self, cached_tokens: int) -> Usage:
+        """The counts, with one that is not among them."""
+        return Usage(self.prompt_tokens, self.completion_tokens or 0, cached_tokens=cached_tokens)
 
     def details(self) -> dict[str, Any]:
         """What was reported beside the counts."""

@@ -14,23 +14,24 @@ from node.money import Usage
 class Tally:
     """What one call has had from the engine so far.
 
-    `on_queued` is told the number of sequences when the engine's own count takes them over, `on_finished` each one
-    that came to its end. `output_cap`, when set, replaces vLLM's default for a call whose client named no maximum.
-    `failure` is what the engine raised, before vLLM's serving objects turn it into a text. `live` holds the engine's
-    ids of what is still running.
+    `on_queued` is told the number of sequences, and the engine's id for them, when the engine's own count takes them
+    over, `on_finished` each one that came to its end. `output_cap`, when set, replaces vLLM's default for a call whose
+    client named no maximum. `cached_tokens` of the prompt were in the prefix cache. `failure` is what the engine
+    raised, before vLLM's serving objects turn it into a text. `live` holds the engine's ids of what is still running.
     """
 
-    on_queued: Callable[[int], None] = lambda sequences: None
+    on_queued: Callable[[int, str], None] = lambda sequences, request_id: None
     on_finished: Callable[[], None] = lambda: None
     output_cap: int | None = None
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     output_tokens: int = 0
     failure: BaseException | None = None
     live: set[str] = field(default_factory=set)
 
     def usage(self) -> Usage:
         """The counts so far."""
-        return Usage(self.prompt_tokens, self.output_tokens)
+        return Usage(self.prompt_tokens, self.output_tokens, cached_tokens=self.cached_tokens)
 
 
 # The call being handed to vLLM's serving objects in this context; see `CountedEngine`.
@@ -50,12 +51,13 @@ async def outputs(
     try:
         queue = await llm.add_request(request_id, prompt, params, **options)
         tally.live.add(queue.request_id)
-        tally.on_queued(params.n)
+        tally.on_queued(params.n, queue.request_id)
         while not finished:
             output = queue.get_nowait() or await queue.get()
             finished = output.finished
             if first:
                 tally.prompt_tokens += len(output.prompt_token_ids or ()) + len(output.encoder_prompt_token_ids or ())
+                tally.cached_tokens += output.num_cached_tokens or 0
                 first = False
             for completion in output.outputs:
                 tally.output_tokens += len(completion.token_ids)

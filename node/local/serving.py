@@ -20,7 +20,10 @@ _NODE_FIELDS = frozenset({"model", "stream", "stream_options", "request_id"})
 
 
 class Serving:
-    """The pieces of a started engine that answer calls. `llm` is the engine, `state` what vLLM built around it."""
+    """The pieces of a started engine that answer calls. `llm` is the engine, `state` what vLLM built around it.
+
+    `kv_tokens` is what its KV cache holds, None when vLLM does not say; vLLM counts "GPU" blocks on every device.
+    """
 
     def __init__(self, llm: Any, state: Any) -> None:
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
@@ -30,6 +33,10 @@ class Serving:
         self.context_tokens: int = llm.model_config.max_model_len
         self.vocabulary_size: int = llm.model_config.get_vocab_size()
         self.max_sequences: int = llm.vllm_config.scheduler_config.max_num_seqs
+        self.max_batched_tokens: int = llm.vllm_config.scheduler_config.max_num_batched_tokens
+        cache = llm.vllm_config.cache_config
+        blocks, block_tokens = cache.num_gpu_blocks, cache.block_size
+        self.kv_tokens: int | None = blocks * block_tokens if blocks and block_tokens else None
         self.renderer = state.online_renderer
         self._objects = {Kind.CHAT: state.openai_serving_chat, Kind.COMPLETION: state.openai_serving_completion}
         self._requests = {Kind.CHAT: ChatCompletionRequest, Kind.COMPLETION: CompletionRequest}
@@ -99,7 +106,7 @@ class Serving:
                 result.error.message, result.error.code, result.error.param, call.kind
             )
         if not call.stream:
-            yield _whole(call, result)
+            yield _whole(call, result, tally)
             return
         try:
             async with aclosing(result):
@@ -134,7 +141,7 @@ async def _translate(call: Call, events: AsyncGenerator[str, None], tally: Tally
                 wire.error.message, wire.error.code, wire.error.param, call.kind
             )
         if wire.usage is not None and not wire.choices:
-            usage = wire.usage.value()
+            usage = wire.usage.value(tally.cached_tokens)
             data = (held.data if held else b"") + usage_frame(call, usage, wire.usage.details())
             yield Chunk(data, bool(held and held.has_content), usage.completion_tokens, usage, finish_reason)
             return
@@ -152,11 +159,11 @@ async def _translate(call: Call, events: AsyncGenerator[str, None], tally: Tally
     raise EngineFailed("The local engine ended the answer early.")
 
 
-def _whole(call: Call, result: Any) -> Chunk:
+def _whole(call: Call, result: Any, tally: Tally) -> Chunk:
     """vLLM's response object as the one chunk of the answer."""
     body = result.model_dump()
     wire = WireUsage(**{key: body["usage"].get(key) for key in WireUsage.__struct_fields__})
-    usage = wire.value()
+    usage = wire.value(tally.cached_tokens)
     reasons = [choice["finish_reason"] for choice in body["choices"]]
     for reason in reasons:
         check_ending(reason)

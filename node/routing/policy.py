@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from node.money import Usage
+from node.routing.forecast import feed_tokens, kv_share, local_work_s, predict_total_s, predict_ttft_s
 from node.routing.permit import worst_case_nano_usd
-from node.routing.predict import predict_total_s, predict_ttft_s
 from node.routing.values import (
     CloudOption,
     Decision,
@@ -14,11 +15,15 @@ from node.routing.values import (
     EngineState,
     Features,
     Limits,
+    QueueLoad,
     Reason,
-    Residency,
     Snapshot,
     Target,
 )
+
+
+LOCAL = "local"
+"""The local engine's name among backends."""
 
 
 class Policy(Protocol):
@@ -42,6 +47,22 @@ class _Cloud:
 
 
 @dataclass(frozen=True, slots=True)
+class _Outlook:
+    """How a request would fare here: what keeps it from being handed over now, and when its first token would come.
+
+    `late` is None while the engine is too cold to tell.
+    """
+
+    obstacle: Reason | None
+    ttft_s: float | None
+    late: bool | None
+
+
+_HOPE = 1.5  # a prediction this many times what is left of the budget is not worth waiting for
+_WORTH_MORE = 1.1  # how much more another request must be worth to send a waiting one away in its place
+
+
+@dataclass(frozen=True, slots=True)
 class OverflowPolicy:
     """Local while it keeps the promise, the cloud at the last safe moment, and never out of turn.
 
@@ -49,21 +70,24 @@ class OverflowPolicy:
 
      1. Pinned to the premises: local, waiting in the node's queue if it must; where no engine can do it, refused.
      2. A cached answer the caller may see: cache.
-     3. Something only one side can do: that side. Neither can: refused.
-     4. Engine ready, below the hard limits, a slot free, and the predicted TTFT (and total time, if budgeted)
-        inside the budget: local. An engine too cold to predict is trusted while a slot is free.
-     5. Otherwise wait in the node's own queue up to the last safe moment (deadline - the provider's
-        high-percentile TTFT - margin), then cloud. A wait that cannot end in time is not begun.
-     6. Cloud refused (pinned, no provider, unknown price, cost cap): a free slot is taken even if late; else
+     3. Something only one side can do: that side. Neither can: refused. A conversation in the middle of a tool call:
+        the side that began it, while that keeps the promise.
+     4. Engine ready, below the hard limits, room in it, nobody ahead, and the predicted TTFT (and total time, if
+        budgeted) inside the budget: local. An engine too cold to predict is trusted while it has room.
+     5. Otherwise wait in the node's own queue. The last safe moment to leave is deadline - the provider's
+        high-percentile TTFT - margin. At that moment those stay whose turn is predicted to come in time, for good;
+        the others go to the cloud. Before it, one that would be late takes the place of a waiting one that is cheaper to
+        send away, if that is enough; and if it would be late by far, it leaves at once.
+     6. Cloud refused (pinned, no provider, unknown price, cost cap): room in the engine is taken even if late; else
         wait up to `give_up_s`, then refuse, naming the rule.
     """
 
     limits: Limits
 
     def decide(self, features: Features, snapshot: Snapshot, now_s: float) -> Decision:
-        """See the class. `Target.WAIT` means: ask again when a slot opens, or at `leave_at_s`."""
+        """See the class. `Target.WAIT` means: ask again when the engine has moved on, or at `leave_at_s`."""
         engine = snapshot.engine
-        pinned = features.residency is Residency.PREMISES
+        pinned = not features.may_leave
         local_can = engine is not None and features.needs <= engine.capabilities
 
         # 1. residency
@@ -74,44 +98,56 @@ class OverflowPolicy:
         if snapshot.cached:
             return Decision(target=Target.CACHE, reason=Reason.CACHE_HIT)
 
-        # 3. what only one side can do
+        # 3. what only one side can do, or has begun
         cloud = _Cloud() if pinned else _choose_cloud(features, snapshot.cloud)
         if engine is None or not local_can:
             if cloud.option is None:
                 return _refuse(cloud.refused_by or (Reason.CONTEXT_LENGTH if cloud.too_long else Reason.NOT_SERVABLE))
             reason = Reason.CLOUD_ONLY_MODEL if engine is None else Reason.CLOUD_ONLY_FEATURE
             return Decision(target=Target.CLOUD, reason=reason, cloud=cloud.option)
-        if cloud.option is not None and features.prompt_tokens_estimate >= engine.context_tokens:
-            return Decision(target=Target.CLOUD, reason=Reason.CLOUD_ONLY_FEATURE, cloud=cloud.option)
+        if cloud.option is not None:
+            if features.prompt_tokens_estimate >= engine.context_tokens:
+                return Decision(target=Target.CLOUD, reason=Reason.CLOUD_ONLY_FEATURE, cloud=cloud.option)
+            if features.stay_with == cloud.option.provider and not features.prefer_local:
+                return Decision(target=Target.CLOUD, reason=Reason.SAME_CONVERSATION, cloud=cloud.option)
 
         # 4. local, if it keeps the promise
-        ttft_s = predict_ttft_s(features, engine, snapshot.queue, feed_ahead=self.limits.feed_ahead)
-        obstacle = self._obstacle(features, snapshot, engine)
-        late = ttft_s is not None and self._is_late(features, engine, ttft_s, now_s)
-        if obstacle is None and not late:
-            return Decision(
-                target=Target.LOCAL,
-                reason=_local_reason(features, snapshot, cloud),
-                predicted_ttft_s=ttft_s,
-            )
+        outlook = self._outlook(features, snapshot, engine, now_s)
+        if outlook.obstacle is None and not outlook.late:
+            reason = _local_reason(features, snapshot, cloud)
+            return Decision(target=Target.LOCAL, reason=reason, predicted_ttft_s=outlook.ttft_s)
 
-        # 5. wait for a slot, but not past the last safe moment, nor in vain
+        # 5. wait for its turn, but not past the last safe moment, nor in vain
         if cloud.option is not None:
-            return self._leave_or_wait(features, cloud.option, obstacle, late, ttft_s, now_s)
+            return self._leave_or_wait(features, snapshot, engine, cloud.option, outlook, now_s)
 
         # 6. it cannot leave: late is better than never, up to the deadline
         rule = cloud.refused_by or (Reason.NO_PREMISES_CAPACITY if pinned else Reason.NO_CLOUD_EQUIVALENT)
-        if obstacle is None:
+        if outlook.obstacle is None:
             reason = cloud.refused_by or _local_reason(features, snapshot, cloud)
-            return Decision(target=Target.LOCAL, reason=reason, predicted_ttft_s=ttft_s)
-        hopeless = obstacle is Reason.QUEUE_DEPTH or engine.state is EngineState.DOWN
+            return Decision(target=Target.LOCAL, reason=reason, predicted_ttft_s=outlook.ttft_s)
+        hopeless = outlook.obstacle is Reason.QUEUE_DEPTH or engine.state is EngineState.DOWN
         if hopeless or now_s >= features.give_up_s:
-            return _refuse(rule, retry_after_s=ttft_s)
-        return Decision(target=Target.WAIT, reason=rule, predicted_ttft_s=ttft_s)
+            return _refuse(rule, retry_after_s=outlook.ttft_s)
+        return Decision(target=Target.WAIT, reason=rule, predicted_ttft_s=outlook.ttft_s)
+
+    def _outlook(self, features: Features, snapshot: Snapshot, engine: EngineLoad, now_s: float) -> _Outlook:
+        obstacle = self._obstacle(features, snapshot, engine)
+        forecast = predict_ttft_s(features, engine, snapshot.queue, self.limits)
+        if forecast is None:
+            return _Outlook(obstacle, None, None)
+        spent_s = now_s - features.arrived_s
+        slack_s = engine.ttft_slack_s if obstacle is None else engine.queue_slack_s
+        cautious_ttft_s = forecast.ttft_s + slack_s + forecast.wait_s * self.limits.wait_doubt
+        late = spent_s + cautious_ttft_s > features.ttft_budget_s
+        if not late and features.latency_budget_s is not None:
+            total_s = predict_total_s(features, engine, cautious_ttft_s)
+            late = total_s is not None and spent_s + total_s > features.latency_budget_s
+        return _Outlook(obstacle, forecast.ttft_s, late)
 
     def _obstacle(self, features: Features, snapshot: Snapshot, engine: EngineLoad) -> Reason | None:
         """What stands between the request and the engine right now, whatever the time: None, or the first of
-        a state other than ready, a hard limit, no free slot."""
+        a state other than ready, a hard limit, no room."""
         limits, queue = self.limits, snapshot.queue
         if engine.state is not EngineState.READY:
             return Reason.ENGINE_NOT_READY
@@ -123,57 +159,106 @@ class OverflowPolicy:
             and snapshot.vram_free_bytes < limits.min_free_vram_bytes
         ):
             return Reason.LOW_VRAM
-        room = engine.max_sequences + limits.feed_ahead - engine.in_flight - queue.sequences_ahead
-        # An empty engine takes a request wider than itself; nothing else could ever make room for it.
-        if features.choices <= room or (engine.in_flight == 0 and queue.sequences_ahead == 0):
+        if self._has_room(features, engine, queue):
             return None
         if limits.max_queue_depth is not None and queue.depth >= limits.max_queue_depth and not queue.waited:
             return Reason.QUEUE_DEPTH
         return Reason.NO_SLOT
 
-    def _is_late(self, features: Features, engine: EngineLoad, ttft_s: float, now_s: float) -> bool:
-        """Whether a request handed to the engine now would probably miss its budget."""
-        spent_s = now_s - features.arrived_s
-        cautious_ttft_s = ttft_s / self.limits.ttft_safety
-        if spent_s + cautious_ttft_s > features.ttft_budget_s:
-            return True
-        if features.latency_budget_s is None:
+    def _has_room(self, features: Features, engine: EngineLoad, queue: QueueLoad) -> bool:
+        """Whether the engine is to be given the request now: just enough for it to stay busy."""
+        if queue.sequences_ahead:
             return False
-        total_s = predict_total_s(features, engine, cautious_ttft_s)
-        return total_s is not None and spent_s + total_s > features.latency_budget_s
+        if engine.in_flight == 0:
+            return True  # an empty engine takes one wider than itself; nothing else could ever make room for it
+        most = engine.max_sequences
+        step = engine.step
+        if self.limits.tpot_budget_s is not None and step is not None and step.per_decode_s > 0:
+            most = min(most, max(1, int((self.limits.tpot_budget_s - step.base_s) / step.per_decode_s)))
+        if features.choices > most + self.limits.feed_ahead - engine.in_flight:
+            return False
+        feed = 2.0 * feed_tokens(engine, self.limits)  # a step under way, and one to follow
+        queued_tokens = engine.queued_prefill_tokens + queue.entering_tokens
+        if queued_tokens >= feed:
+            return False
+        # One that waits in the engine would share its step with this one, and be as late as both of them take.
+        shares = engine.in_flight > engine.running
+        if shares and queued_tokens + features.uncached_tokens_estimate > feed:
+            return False
+        if engine.kv_tokens is None or engine.kv_cache_usage is None or engine.running == 0:
+            return True
+        held = engine.kv_cache_usage * engine.kv_tokens + queued_tokens
+        return held + features.prompt_tokens_estimate <= engine.kv_tokens * kv_share(features, self.limits)
 
     def _leave_or_wait(
         self,
         features: Features,
+        snapshot: Snapshot,
+        engine: EngineLoad,
         option: CloudOption,
-        obstacle: Reason | None,
-        late: bool,
-        ttft_s: float | None,
+        outlook: _Outlook,
         now_s: float,
     ) -> Decision:
         """Rule 5 for a request with a cloud option that cannot start locally in time right now."""
-        if features.prefer_local and obstacle is None:
-            return Decision(target=Target.LOCAL, reason=Reason.PREFERS_LOCAL, predicted_ttft_s=ttft_s)
+        obstacle, ttft_s, queue = outlook.obstacle, outlook.ttft_s, snapshot.queue
+        stays_here = features.prefer_local or features.stay_with == LOCAL
         leave_at_s = self._last_moment_s(features, option)
-        leave_now: Reason | None = None
-        if obstacle is Reason.QUEUE_DEPTH:
-            leave_now = obstacle
-        elif now_s >= leave_at_s:
-            leave_now = Reason.LAST_MOMENT if obstacle is Reason.NO_SLOT or obstacle is None else obstacle
-        elif features.prefer_local:
-            pass
-        elif obstacle is Reason.ENGINE_NOT_READY:
-            leave_now = obstacle
-        elif late:
-            leave_now = Reason.PREDICTED_LATE
-        if leave_now is not None:
-            return Decision(target=Target.CLOUD, reason=leave_now, cloud=option, predicted_ttft_s=ttft_s)
+        safe = now_s < leave_at_s
+        if obstacle is None and (stays_here or (not safe and _is_sooner(engine, ttft_s, option))):
+            reason = Reason.PREFERS_LOCAL if stays_here else Reason.SLOT_OPENED if queue.waited else Reason.WITHIN_BUDGET
+            return Decision(target=Target.LOCAL, reason=reason, predicted_ttft_s=ttft_s)
+        worth = _worth(features, engine, option)
+        displaces: str | None = None
+        leave: Reason | None = None
+        if obstacle is Reason.QUEUE_DEPTH or (obstacle is Reason.ENGINE_NOT_READY and not (stays_here and safe)):
+            leave = obstacle
+        elif obstacle is not None and obstacle is not Reason.NO_SLOT:
+            leave = None if safe else obstacle
+        elif outlook.late is None or (stays_here and safe):
+            leave = None if safe else Reason.LAST_MOMENT
+        elif not outlook.late:
+            pass  # its turn comes in time: past the last safe moment it stays for good
+        elif queue.kept:
+            # It was to come in time and does not. Elsewhere it would be late too; but perhaps less.
+            leave = None if _is_sooner(engine, ttft_s, option) else Reason.LAST_MOMENT
+        elif not safe:
+            leave = Reason.LAST_MOMENT
+        else:
+            assert ttft_s is not None
+            left_s = features.arrived_s + features.ttft_budget_s - now_s
+            displaces = self._to_displace(features, engine, queue, worth, ttft_s, left_s)
+            if displaces is None and (obstacle is None or ttft_s > _HOPE * left_s):
+                leave = Reason.PREDICTED_LATE
+        if leave is not None:
+            return Decision(target=Target.CLOUD, reason=leave, cloud=option, predicted_ttft_s=ttft_s)
         return Decision(
             target=Target.WAIT,
             reason=obstacle or Reason.NO_SLOT,
-            leave_at_s=leave_at_s,
+            cloud=option,
+            leave_at_s=leave_at_s if safe else None,
+            worth=worth if safe else None,
+            displaces=displaces,
             predicted_ttft_s=ttft_s,
         )
+
+    def _to_displace(
+        self,
+        features: Features,
+        engine: EngineLoad,
+        queue: QueueLoad,
+        worth: float | None,
+        ttft_s: float,
+        left_s: float,
+    ) -> str | None:
+        """A waiting request that is cheaper to send away, and whose leaving would be enough."""
+        other, step = queue.cheapest, engine.step
+        if other is None or worth is None or step is None or other.request_id == features.request_id:
+            return None
+        if other.worth * _WORTH_MORE >= worth:
+            return None
+        room = max(1, engine.max_batched_tokens - engine.running)
+        spared_s = other.prompt_tokens * (step.per_prefill_token_s + step.base_s / room)
+        return other.request_id if ttft_s - spared_s + engine.queue_slack_s <= left_s else None
 
     def _last_moment_s(self, features: Features, option: CloudOption) -> float:
         """The latest time at which leaving for `option` still meets the first-token deadline."""
@@ -181,6 +266,20 @@ class OverflowPolicy:
         if features.latency_budget_s is not None:
             budget_s = min(budget_s, features.latency_budget_s)
         return features.arrived_s + budget_s - option.ttft_high_s - self.limits.margin_s
+
+
+def _is_sooner(engine: EngineLoad, ttft_s: float | None, option: CloudOption) -> bool:
+    """Whether a request that will be late either way is likely to be answered sooner here."""
+    return ttft_s is not None and ttft_s + engine.ttft_slack_s <= option.ttft_high_s
+
+
+def _worth(features: Features, engine: EngineLoad, option: CloudOption) -> float | None:
+    """What the request is expected to cost at `option`, in nano-dollars per second of local work."""
+    work_s = local_work_s(features, engine)
+    if work_s is None or option.price is None:
+        return None
+    output = round(features.choices * min(features.max_output_tokens, features.output_tokens_estimate))
+    return option.price.cost_nano_usd(Usage(features.prompt_tokens_estimate, output)) / work_s
 
 
 def _choose_cloud(features: Features, options: tuple[CloudOption, ...]) -> _Cloud:
@@ -207,7 +306,7 @@ def _choose_cloud(features: Features, options: tuple[CloudOption, ...]) -> _Clou
 
 def _local_reason(features: Features, snapshot: Snapshot, cloud: _Cloud) -> Reason:
     """Why a request that starts locally does."""
-    if features.residency is Residency.PREMISES:
+    if not features.may_leave:
         return Reason.PINNED
     if snapshot.queue.waited:
         return Reason.SLOT_OPENED

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from node.money import Price
+from node.routing.profile import StepModel
 
 
 class Residency(StrEnum):
@@ -69,6 +70,8 @@ class Reason(StrEnum):
     # sent to the cloud
     PREDICTED_LATE = "predicted_late"
     LAST_MOMENT = "last_moment"
+    DISPLACED = "displaced"
+    SAME_CONVERSATION = "same_conversation"
     QUEUE_DEPTH = "queue_depth"
     KV_CACHE_USAGE = "kv_cache_usage"
     LOW_VRAM = "low_vram"
@@ -95,8 +98,10 @@ class Features:
     """What routing may know of one request.
 
     `prompt_tokens_estimate` is the expected size (for time), `prompt_tokens_bound` an upper bound (for money).
-    `max_output_tokens` is the effective cap for one choice. Budgets run from `arrived_s`. `give_up_s` is the latest
-    time at which the node still starts the request: the client's own budget if it set one, else the settings' patience.
+    `cached_tokens_estimate` of the prompt are expected in the engine's prefix cache; `output_tokens_estimate` is what
+    one choice is expected to generate. `max_output_tokens` is the effective cap for one choice. Budgets run from
+    `arrived_s`. `give_up_s` is the latest time at which the node still starts the request: the client's own budget if it
+    set one, else the settings' patience. `stay_with` names the backend that answered this conversation's open tool call.
     """
 
     request_id: str
@@ -114,16 +119,32 @@ class Features:
     cost_budget_nano_usd: int | None
     arrived_s: float
     give_up_s: float
+    tenant: str = ""
+    cached_tokens_estimate: int = 0
+    output_tokens_estimate: float = 256.0
+    stay_with: str | None = None
+
+    @property
+    def uncached_tokens_estimate(self) -> int:
+        """Prompt tokens the engine is expected to compute: at least one."""
+        return max(1, self.prompt_tokens_estimate - self.cached_tokens_estimate)
+
+    @property
+    def may_leave(self) -> bool:
+        """Whether its residency lets it leave the premises."""
+        return self.residency is Residency.ANY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLoad:
-    """The local engine at this moment. Rates are measured; None means not measured yet (a cold engine).
+    """The local engine at this moment. None means not measured yet (a cold engine), or not known.
 
     `queued_prefill_tokens` are prompt tokens handed to the engine and not yet computed. `in_flight` counts
     sequences the node has given it and not got back; it is the node's own count, never stale, while `running`
-    and `waiting` are the scheduler's, as of its last step. `sequences_per_s` is how fast sequences finish while
-    it is full.
+    and `waiting` are the scheduler's, as of its last step. `step` is the learned step model, `max_batched_tokens` what
+    one step holds at most, `kv_tokens` what the KV cache holds. `sequences_per_s` is how fast sequences finish while
+    the engine is full. `ttft_slack_s` is added to a predicted TTFT to get one that is seldom exceeded,
+    `queue_slack_s` to that of a request that has to wait in the node's queue.
     """
 
     state: EngineState
@@ -135,22 +156,43 @@ class EngineLoad:
     waiting: int = 0
     kv_cache_usage: float | None = None
     queued_prefill_tokens: int = 0
-    prefill_tokens_per_s: float | None = None
-    step_s: float | None = None
+    step: StepModel | None = None
+    max_batched_tokens: int = 8192
+    kv_tokens: int | None = None
     sequences_per_s: float | None = None
+    ttft_slack_s: float = 0.3
+    queue_slack_s: float = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaver:
+    """A waiting request that could leave instead of another. `worth` is what its leaving costs, in nano-dollars per
+    second of local work; `prompt_tokens` what the engine would be spared."""
+
+    request_id: str
+    worth: float
+    prompt_tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueLoad:
     """The node's own queue in front of the engine, as seen by the request being decided: what is ahead of it.
 
-    `depth` counts all who wait there; `waited` is true when the request being decided is one of them.
+    `depth` counts all who wait there; `waited` is true when the request being decided is one of them, `kept` when it
+    has been kept past its last safe moment. `prompt_tokens_ahead` are those the engine will have to compute,
+    `kv_tokens_ahead` those the KV cache will have to hold, `entering_tokens` those of requests handed over
+    that the engine does not count yet. `cheapest` is the waiting request that may still leave safely
+    and whose leaving costs least per unit of local work.
     """
 
     depth: int = 0
     waited: bool = False
+    kept: bool = False
     sequences_ahead: int = 0
     prompt_tokens_ahead: int = 0
+    kv_tokens_ahead: int = 0
+    entering_tokens: int = 0
+    cheapest: Leaver | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,18 +230,22 @@ class Snapshot:
 class Limits:
     """The operator's settings that routing obeys. The first three are hard limits: beyond them load counts as exceeded.
 
-    `feed_ahead` is how many sequences beyond `max_sequences` the engine may hold, so that it never idles
-    between two of ours. `margin_s` is taken off the last safe moment for our own work. `ttft_safety` (0 to 1]
-    divides a predicted TTFT before it is compared with what is left of the budget: an untrained prediction is
-    wrong by such factors, and a late local answer cannot be taken back.
+    `feed_ahead` is how many sequences beyond `max_sequences` the engine may hold, so that it never idles between two of
+    ours. `feed_s` is how long a step full of prompts should take: no more is handed over than keeps such steps going, and
+    the rest waits in the node's own queue, where it can still be overtaken and leave. `kv_share` is how much of the KV cache is filled before it is left to what runs to
+    grow. `wait_doubt` is the share added to a wait for others to finish, which is known only on average. `margin_s` is taken off the last safe moment for our own work. `tpot_budget_s` bounds how
+    many sequences may decode together: a step with that many takes no longer.
     """
 
     max_queue_depth: int | None = None
     max_kv_cache_usage: float | None = 0.98
     min_free_vram_bytes: int | None = None
     feed_ahead: int = 1
+    feed_s: float = 0.2
+    kv_share: float = 0.85
+    wait_doubt: float = 0.5
     margin_s: float = 0.1
-    ttft_safety: float = 0.7
+    tpot_budget_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,13 +253,19 @@ class Decision:
     """Where a request goes and why.
 
     `cloud` is set for `Target.CLOUD`. For `Target.WAIT`, `leave_at_s` is the last safe moment at which it must be
-    decided again (None: it cannot leave; ask again at `give_up_s`). `predicted_ttft_s` is the local prediction,
-    None when the engine is too cold to know. `retry_after_s` goes with `Target.REFUSE`.
+    decided again (None: it stays; ask again at `give_up_s`), and `worth` what its leaving would cost, in nano-dollars
+    per second of local work (None: it may not leave). `displaces` is a waiting request that leaves in this one's place.
+    `predicted_ttft_s` is the local prediction, None when the engine is too cold to know; `expected_at_s`, for
+    one that waited, the time at which its first token was expected when it was told to. `retry_after_s` goes with
+    `Target.REFUSE`.
     """
 
     target: Target
     reason: Reason
     cloud: CloudOption | None = None
     leave_at_s: float | None = None
+    worth: float | None = None
+    displaces: str | None = None
     predicted_ttft_s: float | None = None
+    expected_at_s: float | None = None
     retry_after_s: float | None = None

@@ -9,7 +9,7 @@ from node.api.features import Admitted, admit
 from node.api.schema import ParsedRequest
 from node.api.wishes import RoutingWishes
 from node.backend import Kind
-from node.routing.tokens import TokenRatio
+from node.dispatch.experience import Experience
 from node.routing.values import Capability, Residency
 from node.settings import ApiSettings, PrivacySettings, RoutingSettings, Settings
 
@@ -33,8 +33,15 @@ ANYONE = Caller("team", Residency.ANY)
 DEFAULTS = Settings(routing=RoutingSettings(ttft_budget_ms=2000, max_wait_s=60))
 
 
-def admitted(parsed: ParsedRequest = PARSED, caller: Caller = ANYONE, settings: Settings = DEFAULTS) -> Admitted:
-    return admit(parsed, caller, settings, TokenRatio(), request_id="r", arrived_s=1000.0)
+def admitted(
+    parsed: ParsedRequest = PARSED,
+    caller: Caller = ANYONE,
+    settings: Settings = DEFAULTS,
+    experience: Experience | None = None,
+    stay_with: str | None = None,
+) -> Admitted:
+    learned = experience or Experience()
+    return admit(parsed, caller, settings, learned, request_id="r", arrived_s=1000.0, stay_with=stay_with)
 
 
 def wishing(**wishes: float | bool) -> ParsedRequest:
@@ -99,6 +106,32 @@ def test_expected_prompt_is_for_time_and_its_bound_for_money() -> None:
     assert features.prompt_tokens_bound == 400 + 64 + 3 * 16
     pictures = admitted(replace(PARSED, media_parts=2)).features
     assert pictures.prompt_tokens_bound == features.prompt_tokens_bound + 2 * 4096
+
+
+class Learned(Experience):
+    """Knows of one caller that half of its prompts is cached and that its answers have 30 tokens."""
+
+    def prompt_tokens(self, prompt_bytes: int) -> int:
+        return prompt_bytes // 2
+
+    def cached_tokens(self, tenant: str, prompt_tokens: int) -> int:
+        return prompt_tokens // 2 if tenant == "team" else 0
+
+    def output_tokens(self, tenant: str, max_output_tokens: int) -> float:
+        return min(30.0 if tenant == "team" else 256.0, max_output_tokens)
+
+
+def test_routing_is_told_what_earlier_answers_of_the_caller_taught() -> None:
+    known = admitted(experience=Learned()).features
+    assert (known.tenant, known.prompt_tokens_estimate, known.uncached_tokens_estimate) == ("team", 200, 100)
+    assert known.output_tokens_estimate == 30.0
+    other = admitted(caller=Caller("new", Residency.ANY), experience=Learned()).features
+    assert (other.tenant, other.uncached_tokens_estimate, other.output_tokens_estimate) == ("new", 200, 50.0)
+
+
+@pytest.mark.parametrize("backend", [None, "local", "holysheep"])
+def test_conversation_in_the_middle_of_a_tool_call_says_where_it_is(backend: str | None) -> None:
+    assert admitted(stay_with=backend).features.stay_with == backend
 
 
 def test_call_says_who_asked_for_what() -> None:

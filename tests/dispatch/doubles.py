@@ -7,6 +7,7 @@ from decimal import Decimal
 
 from node.backend import Backend, Call, Chunk, Kind
 from node.catalogue import CloudEquivalent, LocalModel, Model
+from node.dispatch.conversations import Conversations
 from node.dispatch.dispatcher import Answer, Dispatcher, ServedModel
 from node.dispatch.lane import Lane
 from node.dispatch.outcome import Outcome
@@ -14,8 +15,9 @@ from node.dispatch.providers import Providers, ProviderState
 from node.errors import SpillwayError
 from node.money import Price, Usage
 from node.routing.permit import EgressPermit
-from node.routing.policy import OverflowPolicy
-from node.routing.ttft import TtftWindow
+from node.routing.policy import OverflowPolicy, Policy
+from node.routing.profile import StepModel
+from node.routing.ttft import ProviderTtft
 from node.routing.values import EngineLoad, EngineState, Features, Limits, Residency
 from tests.dispatch.virtual_time import now_s
 from tests.routing.stories import REQUEST
@@ -62,15 +64,32 @@ class ScriptedBackend:
 
 @dataclass
 class ScriptedEngine:
-    """A local engine with a given load."""
+    """A local engine with a given load: too cold to predict, unless told how long its steps take.
+
+    `asked` counts how often its load was asked for.
+    """
 
     serves: ScriptedBackend = field(default_factory=lambda: ScriptedBackend("local"))
     state: EngineState = EngineState.READY
     slots: int = 2
+    step: StepModel | None = None
+    sequences_per_s: float | None = None
+    asked: int = 0
 
-    def load(self) -> EngineLoad:
-        """Too cold to predict, so that only its state and its slots count."""
-        return EngineLoad(state=self.state, capabilities=frozenset(), context_tokens=4096, max_sequences=self.slots)
+    def load(self, in_flight: int) -> EngineLoad:
+        """With no step model only its state and its slots count."""
+        self.asked += 1
+        return EngineLoad(
+            state=self.state,
+            capabilities=frozenset(),
+            context_tokens=4096,
+            max_sequences=self.slots,
+            in_flight=in_flight,
+            running=min(in_flight, self.slots),
+            step=self.step,
+            sequences_per_s=self.sequences_per_s,
+            ttft_slack_s=0.0,
+        )
 
     def backend(self) -> Backend:
         """The one scripted backend."""
@@ -101,12 +120,13 @@ class House:
         engine: ScriptedEngine | None = None,
         clouds: Sequence[ScriptedBackend] = (),
         limits: Limits | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self.outcomes: list[Outcome] = []
         self.engine = engine
         self.clouds = {cloud.name: ScriptedProvider(cloud) for cloud in clouds}
         self.providers = Providers(
-            {name: ProviderState(cloud, 1.0, TtftWindow(0.5)) for name, cloud in self.clouds.items()}
+            {name: ProviderState(cloud, 1.0, ProviderTtft(0.5)) for name, cloud in self.clouds.items()}
         )
         self.model = Model(
             name="demo",
@@ -117,14 +137,16 @@ class House:
         )
         self.lane = Lane(
             engine=engine,
-            policy=OverflowPolicy(limits or Limits(feed_ahead=0, margin_s=0.0)),
+            policy=policy or OverflowPolicy(limits or Limits(feed_ahead=0, margin_s=0.0)),
             cloud_options=lambda failed: self.providers.options_for(self.model, now_s(), failed),
             vram_free_bytes=lambda: None,
             clock=now_s,
         )
+        self.conversations = Conversations(now_s)
         self.dispatcher = Dispatcher(
             served={"demo": ServedModel(self.model, self.lane)},
             providers=self.providers,
+            conversations=self.conversations,
             clock=now_s,
             on_outcome=self.outcomes.append,
         )

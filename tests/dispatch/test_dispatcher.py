@@ -100,7 +100,7 @@ async def test_cloud_answer_is_paid_and_its_ttft_remembered() -> None:
     home = House(None, [cloud(0.8, *WHOLE)])
     await read(await home.answer())
     assert home.outcome.cost_nano_usd == 10 * 1000 + 1 * 2000
-    assert home.providers.states["cloud"].ttft.high_s(now_s()) == pytest.approx(0.8)
+    assert home.providers.states["cloud"].ttft.high_s(now_s()) == pytest.approx(0.8, rel=0.05)
     (permit,) = home.clouds["cloud"].permits
     assert (permit.request_id, permit.reserved_nano_usd) == ("r", 500 * 1000 + 100 * 2000)
 

@@ -46,7 +46,8 @@ _numbers = itertools.count()
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(demo_model: LocalModel) -> AsyncIterator[LocalEngine]:
     states: list[EngineState] = []
-    engine = LocalEngine("demo", demo_model, on_state=states.append)
+    entered: list[str] = []
+    engine = LocalEngine("demo", demo_model, on_state=states.append, on_entered=entered.append)
     with pytest.raises(EngineUnavailable):
         engine.serving()
     await engine.start()
@@ -175,9 +176,9 @@ async def test_both_ways_of_serving_mean_the_same(
     call, again = make(stream), make(stream)
     again = replace(again, request_id=call.request_id)
     assert plain.fits_fast_path(call)
-    with engine.entering(1) as tally:
+    with engine.entering("r", 1) as tally:
         fast = await gather(plain.answer(engine.serving(), call, tally))
-    with engine.entering(1) as tally:
+    with engine.entering("r", 1) as tally:
         general = await gather(engine.serving().answer(again, tally))
     assert meaning(fast, call) == meaning(general, again)
 
@@ -303,27 +304,71 @@ async def test_client_gone_stops_the_engine_within_a_second(
         await source.aclose()
     else:
         waiting = asyncio.ensure_future(anext(source))
-        await eventually(lambda: engine.load().running > 0, within_s=10.0)
+        await eventually(lambda: engine.load(1).running > 0, within_s=10.0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-    assert engine.load().in_flight == 0
-    await eventually(lambda: engine.load().running == 0)
+    assert (engine.in_flight, engine.load(0).queued_prefill_tokens) == (0, 0)
+    await eventually(lambda: engine.load(0).running == 0)
+
+
+async def test_warm_up_leaves_a_model_of_steps_and_nothing_else(engine: LocalEngine) -> None:
+    load = engine.load(0)
+    assert load.step is not None
+    assert load.step.step_s(1, 256) > load.step.step_s(1, 0) > 0
+    assert (load.running, load.waiting, load.queued_prefill_tokens) == (0, 0, 0)
+
+
+async def test_prompt_asked_again_comes_from_the_prefix_cache(backend: LocalBackend) -> None:
+    again = [
+        {"role": "user", "content": "How long does a request wait in the queue before it leaves for the cloud? " * 4}
+    ]
+    for stream, more in ((True, {}), (False, {}), (True, {"logprobs": True}), (False, {"logprobs": True})):
+        first, second = [await gather(backend.open(chat(stream=stream, messages=again, **more))) for _ in range(2)]
+        assert first[-1].usage is not None
+        assert second[-1].usage is not None
+        assert 0 < second[-1].usage.cached_tokens < second[-1].usage.prompt_tokens
+
+
+async def test_queued_prompt_tokens_are_those_the_engine_counts(engine: LocalEngine, backend: LocalBackend) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def look() -> None:
+        seen.append((engine.load(0).queued_prefill_tokens, engine.serving().llm.get_num_queued_tokens()))
+
+    engine.on_step = look
+    try:
+        calls = [
+            asyncio.ensure_future(gather(backend.open(chat(stream=stream, ignore_eos=True, cap=20, **more))))
+            for stream in (True, False)
+            for more in ({}, {"n": 2, "temperature": 1}, {"logprobs": True})
+            for _ in range(4)
+        ]
+        await eventually(lambda: engine.load(0).queued_prefill_tokens > 0)
+        calls[-1].cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+    finally:
+        engine.on_step = lambda: None
+    assert any(whole for _, whole in seen)
+    # Short prompts are computed in one step, so what is left of them is all of them.
+    assert all(left <= whole for left, whole in seen)
+    assert sum(left == whole for left, whole in seen) > 0.8 * len(seen)
 
 
 async def test_load_follows_the_work(engine: LocalEngine, backend: LocalBackend) -> None:
     calls = [asyncio.ensure_future(gather(backend.open(chat(ignore_eos=True, cap=40)))) for _ in range(12)]
-    await eventually(lambda: engine.load().in_flight == 12)
-    await eventually(lambda: engine.load().running == 8, within_s=10.0)
-    await eventually(lambda: engine.load().waiting > 0)
+    await eventually(lambda: engine.in_flight == 12)
+    await eventually(lambda: engine.load(12).running == 8, within_s=10.0)
+    await eventually(lambda: engine.load(12).waiting > 0)
     await asyncio.gather(*calls)
-    load = engine.load()
-    assert (load.in_flight, load.queued_prefill_tokens) == (0, 0)
+    load = engine.load(3)
+    assert (engine.in_flight, load.in_flight, load.queued_prefill_tokens) == (0, 3, 0)
     assert (load.state, load.max_sequences, load.context_tokens) == (EngineState.READY, 8, 512)
-    assert load.step_s is not None
-    assert 0 < load.step_s < 1
-    assert load.prefill_tokens_per_s is not None
+    assert load.step is not None
+    assert 0 < load.step.step_s(8, 0) < 1
     assert load.sequences_per_s is not None
+    assert load.kv_tokens is not None
+    assert min(load.kv_tokens, load.max_batched_tokens) >= 512
 
 
 async def test_argument_vllm_does_not_know_is_refused_at_start(demo_model: LocalModel) -> None:
@@ -353,15 +398,15 @@ async def test_killed_engine_fails_its_calls_at_once_and_is_swept(engine: LocalE
         for stream in (True, False)
         for more in ({}, {"logprobs": True})
     ]
-    await eventually(lambda: engine.load().running == 4, within_s=10.0)
+    await eventually(lambda: engine.load(4).running == 4, within_s=10.0)
     core = min(processes, key=lambda process: process.started_s)
     os.kill(core.pid, signal.SIGKILL)
     for call in calls:
         with pytest.raises(EngineUnavailable):
             await asyncio.wait_for(call, 5.0)
-    assert engine.load().state is EngineState.DOWN
+    assert engine.load(0).state is EngineState.DOWN
     with pytest.raises(EngineUnavailable):
         await gather(backend.open(chat()))
     await engine.stop()
     assert not [process for process in processes if process.find()]
-    assert engine.load().in_flight == 0
+    assert engine.in_flight == 0

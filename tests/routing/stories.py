@@ -5,6 +5,7 @@ from decimal import Decimal
 
 from node.money import Price
 from node.routing.policy import OverflowPolicy
+from node.routing.profile import StepModel
 from node.routing.values import (
     Capability,
     CloudOption,
@@ -41,8 +42,7 @@ ENGINE = EngineLoad(
     capabilities=frozenset({Capability.TOOLS}),
     context_tokens=4096,
     max_sequences=4,
-    prefill_tokens_per_s=1000.0,
-    step_s=0.02,
+    step=StepModel(base_s=0.02, per_decode_s=0.0, per_prefill_token_s=0.001),
     sequences_per_s=2.0,
 )
 CLOUD = CloudOption(
@@ -55,7 +55,9 @@ CLOUD = CloudOption(
     ttft_high_s=0.6,
 )
 IDLE = Snapshot(engine=ENGINE, cloud=(CLOUD,))
-FULL = replace(IDLE, engine=replace(ENGINE, in_flight=5))
+FULL = replace(IDLE, engine=replace(ENGINE, in_flight=5, running=4))
+SLOW = replace(ENGINE, step=StepModel(base_s=0.02, per_decode_s=0.0, per_prefill_token_s=0.03))
+"""Its prefill of REQUEST takes three seconds, and REQUEST has two."""
 PINNED = replace(REQUEST, residency=Residency.PREMISES)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from node.money import Price
 from node.routing.permit import EgressForbidden, EgressPermit, grant, worst_case_nano_usd
 from node.routing.policy import OverflowPolicy
+from node.routing.profile import StepModel
 from node.routing.values import (
     Capability,
     CloudOption,
@@ -17,6 +18,7 @@ from node.routing.values import (
     EngineLoad,
     EngineState,
     Features,
+    Leaver,
     Limits,
     QueueLoad,
     Reason,
@@ -29,7 +31,8 @@ from tests.routing.stories import CLOUD, PINNED, REQUEST
 counts = st.integers(0, 50)
 tokens = st.integers(1, 10_000)
 seconds = st.floats(0, 100)
-rates = st.none() | st.floats(0.01, 10_000)
+costs_s = st.floats(0, 1)
+steps = st.builds(StepModel, base_s=st.floats(1e-6, 1), per_decode_s=costs_s, per_prefill_token_s=costs_s)
 needs = st.frozensets(st.sampled_from([Capability.TOOLS, Capability.VISION, Capability.GUIDED]))
 prices = st.builds(Price, st.decimals(0, 100, places=3), st.decimals(0, 100, places=3))
 
@@ -50,6 +53,9 @@ requests = st.builds(
     cost_budget_nano_usd=st.none() | st.integers(0, 10**9),
     arrived_s=st.just(1000.0),
     give_up_s=st.floats(1000, 1100),
+    cached_tokens_estimate=st.just(0) | tokens,
+    output_tokens_estimate=st.floats(1, 10_000),
+    stay_with=st.none() | st.sampled_from(["local", "holysheep", "openai"]),
 )
 engines = st.builds(
     EngineLoad,
@@ -62,11 +68,23 @@ engines = st.builds(
     waiting=counts,
     kv_cache_usage=st.none() | st.floats(0, 1),
     queued_prefill_tokens=counts,
-    prefill_tokens_per_s=rates,
-    step_s=rates,
+    step=st.none() | steps,
+    max_batched_tokens=tokens,
+    kv_tokens=st.none() | tokens,
     sequences_per_s=st.none() | st.floats(0, 100),
+    ttft_slack_s=st.floats(0, 4),
 )
-queues = st.builds(QueueLoad, depth=counts, waited=st.booleans(), sequences_ahead=counts, prompt_tokens_ahead=tokens)
+leavers = st.builds(Leaver, request_id=st.just("other"), worth=st.floats(0, 1e9), prompt_tokens=tokens)
+queues = st.builds(
+    QueueLoad,
+    depth=counts,
+    waited=st.booleans(),
+    kept=st.booleans(),
+    sequences_ahead=counts,
+    prompt_tokens_ahead=tokens,
+    kv_tokens_ahead=tokens,
+    cheapest=st.none() | leavers,
+)
 options = st.builds(
     CloudOption,
     provider=st.sampled_from(["holysheep", "openai"]),
@@ -95,7 +113,8 @@ policies = st.builds(
         min_free_vram_bytes=st.none() | st.integers(1, 10**12),
         feed_ahead=st.integers(0, 8),
         margin_s=st.floats(0, 1),
-        ttft_safety=st.floats(0.1, 1),
+        feed_s=st.floats(0.001, 1),
+        tpot_budget_s=st.none() | st.floats(0.001, 1),
     ),
 )
 moments = st.floats(1000, 1200)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from node.routing.policy import OverflowPolicy
+from node.routing.profile import StepModel
 from node.routing.values import (
     Capability,
     Decision,
@@ -16,10 +17,10 @@ from node.routing.values import (
     Snapshot,
     Target,
 )
-from tests.routing.stories import CLOUD, ENGINE, FULL, IDLE, PINNED, POLICY, REQUEST, decide
+from tests.routing.stories import CLOUD, ENGINE, FULL, IDLE, PINNED, POLICY, REQUEST, SLOW, decide
 
-LATE = replace(IDLE, engine=replace(ENGINE, queued_prefill_tokens=3000))
-"""A slot is free, but 3 s of prefill stand before it: too late for a budget of 2 s."""
+LATE = replace(IDLE, engine=SLOW)
+"""A slot is free, but its prefill takes 3 s: too late for a budget of 2 s."""
 NO_CLOUD = replace(FULL, cloud=())
 PRICE_OF_REQUEST_NANO_USD = 500 * 1000 + 100 * 2000
 PREFERS_LOCAL = replace(REQUEST, prefer_local=True)
@@ -53,7 +54,7 @@ STORIES: list[tuple[str, Features, Snapshot, float, tuple[Target, Reason]]] = [
     (
         "1 pinned, prompt too long for here",
         replace(PINNED, prompt_tokens_estimate=5000),
-        replace(IDLE, engine=replace(ENGINE, prefill_tokens_per_s=None)),
+        replace(IDLE, engine=replace(ENGINE, step=None)),
         0,
         (Target.LOCAL, Reason.PINNED),
     ),
@@ -104,7 +105,7 @@ STORIES: list[tuple[str, Features, Snapshot, float, tuple[Target, Reason]]] = [
     (
         "4 cold engine without a free slot is not trusted",
         REQUEST,
-        replace(FULL, engine=replace(ENGINE, in_flight=5, prefill_tokens_per_s=None, step_s=None)),
+        replace(FULL, engine=replace(ENGINE, in_flight=5, step=None)),
         0,
         (Target.WAIT, Reason.NO_SLOT),
     ),
@@ -262,9 +263,10 @@ def test_latency_budget_shorter_than_the_ttft_budget_moves_the_last_moment() -> 
 
 
 def test_caution_sends_away_what_would_be_just_in_time() -> None:
-    close = replace(IDLE, engine=replace(ENGINE, queued_prefill_tokens=1500))
-    assert ask(Limits(ttft_safety=1.0), snapshot=close)[0] is Target.LOCAL
-    assert ask(Limits(ttft_safety=0.7), snapshot=close) == (Target.CLOUD, Reason.PREDICTED_LATE)
+    close = replace(ENGINE, step=StepModel(base_s=0.02, per_decode_s=0.0, per_prefill_token_s=0.0158))
+    sure, unsure = replace(close, ttft_slack_s=0.05), replace(close, ttft_slack_s=0.6)
+    assert decide(snapshot=replace(IDLE, engine=sure))[0] is Target.LOCAL
+    assert decide(snapshot=replace(IDLE, engine=unsure)) == (Target.CLOUD, Reason.PREDICTED_LATE)
 
 
 def test_time_already_spent_counts_against_the_budget() -> None:
@@ -282,4 +284,4 @@ def test_slow_provider_is_left_for_earlier() -> None:
 
 def test_refusal_for_want_of_room_says_when_to_come_back() -> None:
     decision = POLICY.decide(PINNED, FULL, 1061.0)
-    assert decision.retry_after_s == pytest.approx(0.5 + 0.1 + 0.02)
+    assert decision.retry_after_s == pytest.approx(1.0 + 0.1 + 0.02)

@@ -7,7 +7,7 @@ import pytest
 from node.routing.permit import EgressForbidden, grant
 from node.routing.policy import OverflowPolicy
 from node.routing.values import Capability, EngineState, Limits, QueueLoad, Reason, Target
-from tests.routing.stories import CLOUD, ENGINE, FULL, IDLE, PINNED, POLICY, REQUEST, decide
+from tests.routing.stories import CLOUD, ENGINE, FULL, IDLE, PINNED, POLICY, REQUEST, SLOW, decide
 
 
 def test_calm_engine_serves_for_free() -> None:
@@ -49,11 +49,14 @@ def test_prompt_beyond_the_local_context_goes_to_a_larger_one() -> None:
 def test_request_over_budget_goes_to_cloud() -> None:
     backlog = replace(IDLE, engine=replace(ENGINE, queued_prefill_tokens=3000))
     assert decide(snapshot=backlog) == (Target.CLOUD, Reason.PREDICTED_LATE)
+    assert decide(snapshot=replace(IDLE, engine=SLOW)) == (Target.CLOUD, Reason.PREDICTED_LATE)
 
 
 def test_request_that_prefers_local_takes_the_free_slot_though_late() -> None:
-    backlog = replace(IDLE, engine=replace(ENGINE, queued_prefill_tokens=3000))
-    assert decide(replace(REQUEST, prefer_local=True), backlog) == (Target.LOCAL, Reason.PREFERS_LOCAL)
+    assert decide(replace(REQUEST, prefer_local=True), replace(IDLE, engine=SLOW)) == (
+        Target.LOCAL,
+        Reason.PREFERS_LOCAL,
+    )
 
 
 def test_full_engine_makes_it_wait_until_the_last_safe_moment() -> None:
@@ -70,7 +73,7 @@ def test_wait_that_cannot_end_in_time_is_not_begun() -> None:
 
 
 def test_cold_engine_is_trusted_while_a_slot_is_free() -> None:
-    cold = replace(IDLE, engine=replace(ENGINE, prefill_tokens_per_s=None, step_s=None, sequences_per_s=None))
+    cold = replace(IDLE, engine=replace(ENGINE, step=None, sequences_per_s=None))
     assert decide(snapshot=cold) == (Target.LOCAL, Reason.WITHIN_BUDGET)
 
 

@@ -32,7 +32,7 @@ def test_those_whose_time_has_come_are_told_earliest_first() -> None:
     queue = WaitingQueue()
     for name, leave_at_s in (("b", 2.0), ("a", 1.0), ("c", 3.0)):
         queue.add(Waiter(named(name), leave_at_s))
-    assert queue.next_leave_s() == 1.0
+    assert queue.next_ask_s() == 1.0
     assert [waiter.features.request_id for waiter in queue.due(2.0)] == ["a", "b"]
     assert queue.due(0.5) == []
 
@@ -40,7 +40,7 @@ def test_those_whose_time_has_come_are_told_earliest_first() -> None:
 def test_empty_queue_has_nobody_and_nothing_to_do() -> None:
     queue = WaitingQueue()
     queue.remove("nobody")
-    assert (len(queue), queue.head(), queue.next_leave_s()) == (0, None, None)
+    assert (len(queue), queue.head(), queue.next_ask_s()) == (0, None, None)
 
 
 def test_waiting_again_replaces_the_old_time() -> None:
@@ -48,7 +48,7 @@ def test_waiting_again_replaces_the_old_time() -> None:
     queue.add(Waiter(named("a"), 1.0))
     queue.add(Waiter(named("a"), 5.0))
     assert len(list(queue)) == 1
-    assert queue.next_leave_s() == 5.0
+    assert queue.next_ask_s() == 5.0
 
 
 def test_each_request_sees_only_what_is_ahead_of_it() -> None:
@@ -57,6 +57,10 @@ def test_each_request_sees_only_what_is_ahead_of_it() -> None:
     early, late = replace(named("early"), prompt_tokens_estimate=7), named("late", arrived_s=1001.0)
     queue.add(Waiter(pinned, 0.0))
     queue.add(Waiter(early, 0.0))
-    assert queue.load_for(pinned) == QueueLoad(depth=2, waited=True)
-    assert queue.load_for(early) == QueueLoad(depth=2, waited=True, sequences_ahead=2, prompt_tokens_ahead=30)
-    assert queue.load_for(late) == QueueLoad(depth=2, waited=False, sequences_ahead=3, prompt_tokens_ahead=37)
+    assert queue.load_for(Waiter(pinned, 0.0)) == QueueLoad(depth=2, waited=True)
+    assert queue.load_for(Waiter(early, 0.0)) == QueueLoad(
+        depth=2, waited=True, sequences_ahead=2, prompt_tokens_ahead=30, kv_tokens_ahead=30
+    )
+    assert queue.load_for(Waiter(late, 0.0)) == QueueLoad(
+        depth=2, waited=False, sequences_ahead=3, prompt_tokens_ahead=37, kv_tokens_ahead=37
+    )

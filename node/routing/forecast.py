@@ -1,0 +1,125 @@
+"""How long a request would take here: a look ahead over what runs and what waits, from the engine's own numbers.
+
+    TTFT ≈ max(wait for a sequence, wait for KV cache) + steps · (base + per_decode · decoding) + per_prefill_token · T
+    T     = prompt tokens handed to the engine and not computed + those ahead in the node's queue + its own
+    steps = T / (tokens a step has left beside those that decode), at least one
+
+The terms are those of vLLM's scheduler: prompts are computed first come, first served, in what a step's token budget
+leaves. A term that has not been measured makes the whole answer unknown.
+"""
+
+from __future__ import annotations
+
+import math
+
+from dataclasses import dataclass
+
+from node.routing.values import EngineLoad, Features, Limits, QueueLoad
+
+_LEAST_FEED_TOKENS = 512.0
+_PINNED_LEAVES = 0.33
+_DEFAULTS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Seconds from now to the first local token, the likely value; `wait_s` of them for a sequence or cache to be freed."""
+
+    ttft_s: float
+    wait_s: float
+
+
+
+def kv_share(features: Features, limits: Limits) -> float:
+    """How much of the KV cache may be filled with the request in it: for one that cannot leave, half of what is left
+    over for the others, too."""
+    return limits.kv_share if features.may_leave else 1.0 - (1.0 - limits.kv_share) * _PINNED_LEAVES
+
+
+def feed_tokens(engine: EngineLoad, limits: Limits) -> float:
+    """Prompt tokens in a step that takes `limits.feed_s`, at least a few and at most what one holds."""
+    most = float(max(1, engine.max_batched_tokens - engine.running))
+    step = engine.step
+    if step is None or step.per_prefill_token_s <= 0.0:
+        return most
+    room_s = limits.feed_s - step.step_s(engine.running, 0)
+    return min(most, max(_LEAST_FEED_TOKENS, room_s / step.per_prefill_token_s))
+
+
+def predict_ttft_s(
+    features: Features, engine: EngineLoad, queue: QueueLoad, limits: Limits = _DEFAULTS
+) -> Forecast | None:
+    """When the request's first local token is likely to come.
+
+    None while the engine is too cold to tell. `queue` is what stands before the request.
+    """
+    step = engine.step
+    if step is None:
+        return None
+    wait_s = _wait_s(features, engine, queue, limits)
+    if wait_s is None:
+        return None
+    handed = engine.queued_prefill_tokens + queue.entering_tokens
+    tokens = handed + queue.prompt_tokens_ahead + features.uncached_tokens_estimate * features.choices
+    # What is computed ahead of it will decode beside it; half of them do so on average.
+    decoding = min(engine.max_sequences, engine.running + queue.sequences_ahead / 2)
+    per_step = feed_tokens(engine, limits) if queue.prompt_tokens_ahead else engine.max_batched_tokens - decoding
+    steps = max(1, math.ceil(tokens / max(1.0, per_step)))
+    # A step under way has to end first: half of one on average, if there is one.
+    under_way_s = 0.5 * step.step_s(engine.running, 0) if engine.running else 0.0
+    prefill_s = under_way_s + steps * (step.base_s + step.per_decode_s * decoding) + step.per_prefill_token_s * tokens
+    if wait_s > 0.0:
+        own_s = step.step_s(engine.running, features.uncached_tokens_estimate)
+        return Forecast(max(prefill_s, wait_s + own_s), wait_s)
+    return Forecast(prefill_s, 0.0)
+
+
+def _wait_s(features: Features, engine: EngineLoad, queue: QueueLoad, limits: Limits) -> float | None:
+    """Until a sequence is free and the KV cache has room; None when that takes a finish and none was seen yet.
+
+    The cache frees what the sequences that finish held (what one holds now on average, and half an answer more), less
+    what the others grow by meanwhile: one token each per step.
+    """
+    running = max(1, engine.running)
+    wait_s = 0.0
+    missing = engine.in_flight + queue.sequences_ahead + features.choices - engine.max_sequences
+    over = 0.0
+    used = 0.0
+    if engine.kv_tokens is not None and engine.kv_cache_usage is not None:
+        used = engine.kv_cache_usage * engine.kv_tokens
+        wanted = engine.queued_prefill_tokens + queue.entering_tokens + queue.kv_tokens_ahead
+        over = used + wanted + features.prompt_tokens_estimate - engine.kv_tokens * kv_share(features, limits)
+    if missing <= 0 and (over <= 0.0 or used <= 0.0):
+        return 0.0
+    if not engine.sequences_per_s or engine.step is None:
+        return None
+    if missing > 0:
+        wait_s = missing / engine.sequences_per_s
+    if over > 0.0 and used > 0.0:
+        freed = engine.sequences_per_s * (used / running + features.output_tokens_estimate / 2)
+        grown = running / engine.step.step_s(running, 0)
+        wait_s = max(wait_s, over / max(freed - grown, 0.1 * freed))
+    return wait_s
+
+
+def predict_total_s(features: Features, engine: EngineLoad, ttft_s: float) -> float | None:
+    """Seconds from now to the last local token: TTFT plus one step per expected token, capped by the request's maximum."""
+    if engine.step is None:
+        return None
+    tokens = min(features.max_output_tokens, features.output_tokens_estimate)
+    return ttft_s + max(0.0, tokens - 1) * engine.step.step_s(max(1, engine.running), 0)
+
+
+def local_work_s(features: Features, engine: EngineLoad) -> float | None:
+    """Seconds of the engine's time the request is expected to take when the engine is kept full; None when too cold.
+
+    A decode token costs its share of a step, a prompt token its own time and its share of a step filled up with them.
+    """
+    step = engine.step
+    if step is None:
+        return None
+    batch = max(1.0, engine.max_sequences / 2)
+    room = max(1.0, engine.max_batched_tokens - batch)
+    output = features.choices * min(features.max_output_tokens, features.output_tokens_estimate)
+    prompt = features.uncached_tokens_estimate
+    return prompt * (step.per_prefill_token_s + step.base_s / room) + output * (step.per_decode_s + step.base_s / batch)

@@ -1,0 +1,84 @@
+"""What an engine's own steps and finished requests say about it: the learned half of `EngineLoad`. Values in, values out."""
+
+from __future__ import annotations
+
+import math
+
+from node.routing.profile import StepModel
+from node.routing.quantiles import FadingQuantiles
+from node.routing.step_fit import StepFit
+
+_FADE_S = 10.0  # long against one step (milliseconds), short against a change of load (tens of seconds)
+_START_SLACK_S = 0.3
+_SLACK_SHARE = 0.97
+_LEAST_SLACK_S = 0.02
+_ENOUGH_ANSWERS = 32.0
+_SLACK_HALF_LIFE = 400.0  # answers
+_OUTPUT_SHARE_OF_NEW = 0.02
+
+
+class EngineObserver:
+    """Learns the step model, how fast sequences finish, and how far TTFT predictions are exceeded."""
+
+    def __init__(self) -> None:
+        self._fit = StepFit()
+        self._finished = 0.0
+        self._full_s = 0.0
+        self._excess = FadingQuantiles(_SLACK_HALF_LIFE)
+        self._excess_queued = FadingQuantiles(_SLACK_HALF_LIFE)
+        self._mean_output_tokens: float | None = None
+
+    def step(
+        self, *, decoding: int, prefill_tokens: int, seconds: float, count: int, finished: int, full: bool
+    ) -> None:
+        """Take in `count` equal steps of `seconds` each, in which `finished` sequences ended; `full`: none was free."""
+        self._fit.add(decoding, prefill_tokens, seconds)
+        if full:
+            keep = math.exp(-count * seconds / _FADE_S)
+            self._finished = self._finished * keep + finished
+            self._full_s = self._full_s * keep + count * seconds
+
+    def answered(self, output_tokens: int) -> None:
+        """Take in how long one answer was."""
+        mean = self._mean_output_tokens
+        if mean is None:
+            self._mean_output_tokens = float(output_tokens)
+        else:
+            self._mean_output_tokens = mean + _OUTPUT_SHARE_OF_NEW * (output_tokens - mean)
+
+    def began(self, excess_s: float, *, queued: bool) -> None:
+        """Take in a first token: how much later than predicted it came. `queued`: the prediction was for one that waits."""
+        (self._excess_queued if queued else self._excess).add(max(0.0, excess_s))
+
+    @property
+    def step_model(self) -> StepModel | None:
+        """The learned step model, None while cold."""
+        return self._fit.model
+
+    @property
+    def ttft_slack_s(self) -> float:
+        """Seconds by which 98 of 100 first tokens do not come later than predicted.
+
+        Seconds, not a share of the prediction: what goes wrong is the length of a step or two that others share.
+        """
+        return _slack_s(self._excess)
+
+    @property
+    def queue_slack_s(self) -> float:
+        """The same for those that waited in the node's queue, from when they were last told to."""
+        return _slack_s(self._excess_queued)
+
+    def sequences_per_s(self, running: int) -> float | None:
+        """Sequences finishing per second with `running` of them: as measured while full, else by the mean answer."""
+        if self._full_s > 1.0 and self._finished >= 4.0:
+            return self._finished / self._full_s
+        if self._mean_output_tokens is None or self._fit.model is None or running == 0:
+            return None
+        return running / (self._mean_output_tokens * self._fit.model.step_s(running, 0))
+
+
+def _slack_s(excess: FadingQuantiles) -> float:
+    found = excess.quantile(_SLACK_SHARE)
+    if found is None or excess.weight < _ENOUGH_ANSWERS:
+        return _START_SLACK_S
+    return max(_LEAST_SLACK_S, found)
