@@ -28,7 +28,7 @@ _KEEP_ALIVE_S = 75
 
 
 def serve(settings: Settings, *, configured: bool) -> None:
-    """Serve until SIGINT or SIGTERM. `configured` is false when neither a file nor a provider key was given.
+    """Serve until SIGINT, SIGTERM or SIGHUP. `configured` is false when neither a file nor a provider key was given.
 
     Raises `SettingsError` for anything that keeps the node from starting; by then nothing runs.
     """
@@ -92,8 +92,9 @@ async def _run(node: Node, listener: socket.socket) -> None:
     def on_signal(number: int, frame: FrameType | None) -> None:
         server.should_exit = True
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, on_signal)
     await node.start()
     gc.collect()
     gc.freeze()  # what start-up built lives as long as the process: no need to walk it again

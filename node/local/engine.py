@@ -19,7 +19,7 @@ from node.errors import EngineUnavailable, SettingsError
 from node.local import arguments
 from node.local.outputs import CountedEngine, Tally
 from node.local.prefill import PrefillQueue
-from node.local.processes import EngineProcess, descendants, step_back, sweep
+from node.local.processes import EngineProcess, descendants, spawning_apart, step_back, sweep
 from node.local.serving import Serving
 from node.local.stats import Step, StepStats
 from node.local.warm_up import warm_up
@@ -222,7 +222,8 @@ class LocalEngine:
 
         self._progress(f"{self.model_name}: starting vLLM on {'CUDA' if cuda else 'CPU'}")
         factory = _stat_logger(self._record)
-        llm = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args), stat_loggers=[factory])
+        with spawning_apart():
+            llm = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args), stat_loggers=[factory])
         # The scheduler goes on reporting every step. What ends here is vLLM's bookkeeping per token in this process,
         # a seventh of its CPU, for histograms that nobody reads.
         llm.log_stats = llm.output_processor.log_stats = False

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterable
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import util
+from typing import Any
 
 import psutil
 
@@ -50,6 +54,31 @@ def descendants(roots: Iterable[EngineProcess] | None = None) -> frozenset[Engin
             except psutil.NoSuchProcess:
                 continue
     return frozenset(found)
+
+
+@contextmanager
+def spawning_apart() -> Iterator[None]:
+    """Whatever multiprocessing spawns inside the block gets a session of its own, and all that it starts is born there.
+
+    Ctrl-C, and a SIGTERM to the whole process group, then reach the node alone, which finishes what is running before
+    it ends the engine. vLLM's processes would end it at once: they install handlers of their own, so that ignoring
+    signals at their start does not help, and a child that has exec'd cannot be moved any more (setpgid(2), EACCES).
+    multiprocessing has no switch for it, so the one function through which it spawns is exchanged meanwhile, for the
+    whole process.
+    """
+    plain = util.spawnv_passfds
+    util.spawnv_passfds = _spawn_apart
+    try:
+        yield
+    finally:
+        util.spawnv_passfds = plain
+
+
+def _spawn_apart(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
+    """`multiprocessing.util.spawnv_passfds` with `setsid` between fork and exec."""
+    child = subprocess.Popen(args, executable=path, pass_fds=passfds, start_new_session=True)
+    child.returncode = 0  # multiprocessing waits for it; this object must not
+    return child.pid
 
 
 def step_back(processes: Iterable[EngineProcess]) -> None:

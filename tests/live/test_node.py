@@ -54,6 +54,7 @@ def _start(config: Path, log: Path) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=output,
             env={**os.environ, "TEST_PROVIDER_KEY": _PROVIDER_KEY},
+            start_new_session=True,  # so that a test can signal its whole process group
         )
 
 
@@ -270,10 +271,40 @@ async def test_metrics_are_prometheus_text(node: RunningNode) -> None:
     assert 'spillway_requests_total{backend="local"' in text
 
 
-async def test_sigterm_ends_the_node_and_leaves_no_process_behind(node: RunningNode) -> None:
+async def test_ctrl_c_lets_a_stream_end_and_leaves_no_process_behind(node: RunningNode) -> None:
+    """A terminal signals the whole process group, and so do some supervisors."""
     children = psutil.Process(node.process.pid).children(recursive=True)
     assert children
-    node.process.send_signal(signal.SIGTERM)
+    body = _chat("Count for ever", stream=True, max_tokens=600, ignore_eos=True, spillway={"require_local": True})
+    async with (
+        httpx.AsyncClient(timeout=60) as client,
+        client.stream("POST", f"{node.url}/v1/chat/completions", json=body) as answer,
+    ):
+        lines = answer.aiter_lines()
+        await anext(lines)
+        os.killpg(node.process.pid, signal.SIGINT)
+        text = "\n".join([line async for line in lines])
+    assert '"finish_reason":"length"' in text
+    assert text.rstrip().endswith("data: [DONE]")
     assert await asyncio.to_thread(node.process.wait, 30) == 0
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
+
+
+async def test_sigterm_ends_a_starting_node_and_leaves_no_process_behind(node: RunningNode, tmp_path: Path) -> None:
+    config = node.log.with_name("spillway.yaml")
+    process = _start(config, tmp_path / "node.log")
+    try:
+        give_up = time.monotonic() + _READY_WITHIN_S
+        children: list[psutil.Process] = []
+        while not children and time.monotonic() < give_up:
+            await asyncio.sleep(0.2)
+            children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        os.killpg(process.pid, signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 60) == 0
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert not alive
+    finally:
+        process.kill() if process.poll() is None else None
+        process.wait()

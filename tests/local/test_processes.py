@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
-from node.local.processes import EngineProcess, descendants, sweep
+from node.local.processes import EngineProcess, descendants, spawning_apart, sweep
 
 # A child that starts a grandchild deaf to SIGTERM, says so, and waits.
 FAMILY = """
@@ -51,3 +55,22 @@ def test_reused_pid_is_left_alone() -> None:
     stranger = EngineProcess(me.pid, me.create_time() - 1.0)
     assert stranger.find() is None
     assert sweep([stranger], 0.0) == []
+
+
+def test_what_is_spawned_apart_has_a_session_of_its_own_and_is_waited_for_as_ever() -> None:
+    spawn = multiprocessing.get_context("spawn")
+    with spawning_apart():
+        apart = spawn.Process(target=time.sleep, args=(60,))
+        apart.start()
+    beside = spawn.Process(target=time.sleep, args=(60,))
+    beside.start()
+    try:
+        assert apart.pid is not None
+        assert beside.pid is not None
+        assert os.getsid(apart.pid) == os.getpgid(apart.pid) == apart.pid
+        assert os.getpgid(beside.pid) == os.getpgid(0)
+    finally:
+        for process in (apart, beside):
+            process.terminate()
+            process.join(10)
+    assert (apart.exitcode, beside.exitcode) == (-signal.SIGTERM, -signal.SIGTERM)
