@@ -282,8 +282,9 @@ def _served_models(settings: Settings, catalogue: Catalogue, rename: Mapping[str
         if model is None:
             known = ", ".join(sorted(catalogue.models))
             raise SettingsError(f"models: there is no {name!r} in the catalogue; it has {known}")
-        named = (dataclasses.replace(each, provider=rename.get(each.provider, each.provider)) for each in model.cloud)
+        named = [dataclasses.replace(each, provider=rename.get(each.provider, each.provider)) for each in model.cloud]
         cloud = tuple(each for each in named if each.provider in settings.providers)
+        elsewhere = dict.fromkeys(each.provider for each in named if each.provider not in settings.providers)
         local = model.local
         if local is not None and (overrides := settings.engine.get(name)):
             local = _with_engine_args(local, overrides)
@@ -293,7 +294,7 @@ def _served_models(settings: Settings, catalogue: Catalogue, rename: Mapping[str
             raise SettingsError(
                 f"models: {name!r} has no engine here and none of its cloud equivalents' providers is configured"
             )
-        served[name] = dataclasses.replace(model, local=local, cloud=cloud)
+        served[name] = dataclasses.replace(model, local=local, cloud=cloud, out_of_reach=tuple(elsewhere))
     return served
 
 

@@ -50,13 +50,18 @@ class CloudEquivalent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """One model clients can name. `reference` is the list price that savings are counted against."""
+    """One model clients can name. `reference` is the list price that savings are counted against.
+
+    `out_of_reach` names the providers of declared equivalents that the settings do not configure; those equivalents are
+    not in `cloud` once the model is served.
+    """
 
     name: str
     summary: str
     local: LocalModel | None
     cloud: tuple[CloudEquivalent, ...]
     reference: Price | None
+    out_of_reach: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
     SpillwayError
     ├── InvalidRequest              400  the client's mistake; `param` names the field
     │   ├── ContextLengthExceeded   400  too long for this backend (another may take it)
+    │   │   └── OutputTooLong       400  `max_tokens` is more than the backend could ever write
+    │   ├── CostBudgetTooSmall      400  only the cloud can serve it, for more than the client allows
     │   ├── UnsupportedMedia        400  an image or sound we do not fetch or the model cannot read
     │   ├── UnsupportedContentType  415
     │   ├── RequestTooLarge         413
@@ -58,7 +60,8 @@ class SpillwayError(Exception):
 
     `status` is the HTTP status, `type` and `code` are OpenAI's strings, `param` names the offending field.
     `should_retry` is what `x-should-retry` says (None: leave it to the client). `may_try_elsewhere` tells the
-    dispatcher whether another backend could still answer, provided nothing has reached the client.
+    dispatcher whether another backend could still answer, provided nothing has reached the client. `rule` is the
+    `Reason` of a routing rule that said no, spelled as in headers and logs; None for every other error.
     """
 
     status: ClassVar[int] = 500
@@ -68,11 +71,19 @@ class SpillwayError(Exception):
     should_retry: ClassVar[bool | None] = None
     may_try_elsewhere: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        rule: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.rule = rule
 
 
 class InvalidRequest(SpillwayError):
@@ -90,6 +101,18 @@ class ContextLengthExceeded(InvalidRequest):
 
     code = "context_length_exceeded"
     may_try_elsewhere = True
+
+
+class OutputTooLong(ContextLengthExceeded):
+    """More output is asked for than the backend could write after any prompt; only the client can mend that."""
+
+    may_try_elsewhere = False
+
+
+class CostBudgetTooSmall(InvalidRequest):
+    """Only the cloud can serve the request, and it could cost more there than its `cost_budget_usd`."""
+
+    code = "cost_budget"
 
 
 class UnsupportedMedia(InvalidRequest):
@@ -172,8 +195,7 @@ class PrivateNotServable(InvalidRequest):
 class Refused(SpillwayError):
     """A rule said no: no capacity in time, or the cloud is not allowed and local is full.
 
-    `rule` is the `Reason` spelled as in headers and logs. 429 means the node is contended, 503 that there is no
-    capacity at all at the moment.
+    429 means the node is contended, 503 that there is no capacity at all at the moment.
     """
 
     status = 503
@@ -181,8 +203,7 @@ class Refused(SpillwayError):
     code = "no_capacity"
 
     def __init__(self, message: str, *, rule: str, retry_after_s: float | None = None) -> None:
-        super().__init__(message, retry_after_s=retry_after_s)
-        self.rule = rule
+        super().__init__(message, retry_after_s=retry_after_s, rule=rule)
 
 
 class RefusedBusy(Refused):
@@ -326,6 +347,6 @@ def render(error: SpillwayError) -> tuple[int, dict[str, str], bytes]:
         headers["x-should-retry"] = "true" if error.should_retry else "false"
     if isinstance(error, AuthenticationFailed):
         headers["www-authenticate"] = "Bearer"
-    if isinstance(error, Refused):
+    if error.rule is not None:
         headers["x-spillway-reason"] = error.rule
     return error.status, headers, error_body(error)

@@ -21,7 +21,7 @@ from node.backend import Chunk
 from node.dispatch.conversations import Conversations
 from node.dispatch.dispatcher import Answer, Dispatcher
 from node.dispatch.experience import Experience
-from node.dispatch.journey import Journey
+from node.dispatch.journey import Journey, ending_of
 from node.dispatch.outcome import Ending
 from node.dispatch.sharing import SharedAnswer, Sharing
 from node.errors import RequestTimeout, RequestTooLarge, SpillwayError
@@ -136,8 +136,8 @@ class CompletionsEndpoint:
                     async for chunk in chunks:
                         await send_document(send, 200, _JSON_HEADERS + headers, chunk.data)
             ending = Ending.DONE
-        except SpillwayError:
-            ending = Ending.FAILED
+        except SpillwayError as error:
+            ending = ending_of(error)
             raise
         finally:
             await answer.aclose()

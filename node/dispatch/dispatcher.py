@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from node.backend import Backend, Call, Chunk
 from node.catalogue import CloudEquivalent, Model
 from node.dispatch.conversations import Conversations
-from node.dispatch.journey import Journey, ending_of, refusal
+from node.dispatch.journey import Journey, check_output_length, ending_of, refusal
 from node.dispatch.lane import Lane
 from node.dispatch.outcome import Ending, Outcome
 from node.dispatch.providers import Providers
@@ -141,10 +141,16 @@ class Dispatcher:
         ended: SpillwayError | None = None
         ending: Ending | None = Ending.FAILED
         try:
+            check_output_length(call, features, served.model)
             while True:
                 decision = await self._place(journey, served, failed)
                 if decision.target is Target.REFUSE:
-                    raise last_error or refusal(decision, journey, busy=served.lane.in_flight > 0)
+                    if last_error is not None:
+                        raise last_error
+                    journey.decision = decision
+                    raise refusal(
+                        decision, journey, local_can=_local_can(served, features), busy=served.lane.in_flight > 0
+                    )
                 if last_error is not None:
                     decision = replace(decision, reason=_failover_reason(failed))
                 journey.decision, journey.decided_s = decision, self._clock()
@@ -245,6 +251,11 @@ class Dispatcher:
         journey.spent_nano_usd += journey.answer_nano_usd
         ending = Ending.DONE if last.usage is not None else Ending.CLIENT_CLOSED
         self._on_outcome(journey.outcome(ending if error is None else Ending.FAILED, error, self._clock()))
+
+
+def _local_can(served: ServedModel, features: Features) -> bool:
+    local = served.model.local
+    return served.lane.engine is not None and local is not None and features.needs <= local.capabilities
 
 
 def _failover_reason(failed: frozenset[str]) -> Reason:

@@ -7,9 +7,19 @@ from dataclasses import dataclass
 from node.backend import Call, Kind
 from node.catalogue import Model
 from node.dispatch.outcome import Ending, Outcome
-from node.errors import ContextLengthExceeded, InvalidRequest, PrivateNotServable, Refused, RefusedBusy, SpillwayError
-from node.money import Usage
-from node.routing.values import Decision, Features, Reason
+from node.errors import (
+    ContextLengthExceeded,
+    CostBudgetTooSmall,
+    Fault,
+    InvalidRequest,
+    OutputTooLong,
+    PrivateNotServable,
+    Refused,
+    RefusedBusy,
+    SpillwayError,
+)
+from node.money import Usage, nano_to_usd_text
+from node.routing.values import Decision, Features, Reason, Residency
 
 
 @dataclass(slots=True)
@@ -72,41 +82,94 @@ class Journey:
 
 def ending_of(error: SpillwayError) -> Ending:
     """How a request that failed with `error` ended."""
-    return Ending.REFUSED if isinstance(error, Refused | PrivateNotServable) else Ending.FAILED
+    if error.rule is not None:
+        return Ending.REFUSED
+    return Ending.REJECTED if error.fault is Fault.CLIENT else Ending.FAILED
 
 
-_WHY_REFUSED = {
-    Reason.NO_PREMISES_CAPACITY: "it is pinned to the premises and the engine has no capacity for it",
-    Reason.NO_CLOUD_EQUIVALENT: "the engine has no capacity for it and no cloud equivalent is declared",
-    Reason.COST_BUDGET: "the engine has no capacity for it and the cloud would exceed its cost_budget_usd",
-    Reason.UNKNOWN_PRICE: "the engine has no capacity for it and the price of its cloud equivalent is not known",
-    Reason.NO_PROVIDER: "the engine has no capacity for it and no cloud provider is available",
+def check_output_length(call: Call, features: Features, model: Model) -> None:
+    """Raise `OutputTooLong` for a `max_tokens` beyond what anything that may serve the request could write."""
+    asked = call.body.get("max_tokens")
+    if asked is None:
+        return
+    limits = [model.local.context_tokens] if model.local is not None else []
+    if features.residency is Residency.ANY:
+        limits += [each.max_output_tokens or each.context_tokens for each in model.cloud]
+    if limits and asked > max(limits):
+        raise OutputTooLong(
+            f"max_tokens={asked} is more than anything that may serve `{features.model}` can write: at most "
+            f"{max(limits)} tokens.",
+            param="max_tokens",
+        )
+
+
+_NO_CLOUD = {
+    Reason.UNKNOWN_PRICE: "the price of its cloud equivalent is not known",
+    Reason.NO_PROVIDER: "no cloud provider is available",
 }
 
 
-def refusal(decision: Decision, journey: Journey, *, busy: bool) -> SpillwayError:
-    """The error for a decision to refuse. `busy`: capacity exists and is taken (429), else there is none (503)."""
+def refusal(decision: Decision, journey: Journey, *, local_can: bool, busy: bool) -> SpillwayError:
+    """The error for a decision to refuse.
+
+    `local_can`: the engine here could serve it, given time. `busy`: its capacity is taken (429), else there is
+    none (503).
+    """
     rule, features = decision.reason, journey.features
     if rule is Reason.PRIVATE_NOT_SERVABLE:
         return PrivateNotServable(
             f"The request is pinned to the premises, and nothing on the premises can serve `{features.model}` "
             f"with what it asks for{_listed(features)}.",
             param="model",
+            rule=rule,
         )
     if rule is Reason.CONTEXT_LENGTH:
         return ContextLengthExceeded(
             f"The prompt (about {features.prompt_tokens_estimate} tokens) is longer than the context of everything "
             f"that may serve `{features.model}` with what the request asks for.",
             param="messages" if journey.call.kind is Kind.CHAT else "prompt",
+            rule=rule,
         )
     if rule is Reason.NOT_SERVABLE:
         return InvalidRequest(
-            f"Neither the local engine nor a declared cloud equivalent of `{features.model}` can do what the "
-            f"request asks for{_listed(features)}."
+            f"The local engine cannot do what the request asks for{_listed(features)}, and {_no_equivalent(journey)}."
+            if journey.model.local is not None
+            else f"There is no local engine for `{features.model}`, and {_no_equivalent(journey)}.",
+            rule=rule,
         )
-    why = _WHY_REFUSED.get(rule, "there is no capacity for it")
-    error = RefusedBusy if busy else Refused
+    if rule is Reason.COST_BUDGET and not local_can:
+        return CostBudgetTooSmall(
+            f"Only the cloud can serve the request, and it could cost more there than {_budget(features)}. Raise the "
+            "budget, or ask for fewer tokens.",
+            param="spillway.cost_budget_usd",
+            rule=rule,
+        )
+    here = "the engine has no capacity for it" if local_can else "only the cloud can serve it"
+    if rule is Reason.NO_PREMISES_CAPACITY:
+        why = "it is pinned to the premises, and the engine has no capacity for it"
+    elif rule is Reason.COST_BUDGET:
+        why = f"{here}, and the cloud could cost more than {_budget(features)}"
+    elif rule is Reason.NO_CLOUD_EQUIVALENT:
+        why = f"{here}, and {_no_equivalent(journey)}"
+    else:
+        why = f"{here}, and {_NO_CLOUD.get(rule, 'it may not leave')}"
+    error = RefusedBusy if busy and local_can else Refused
     return error(f"The request was refused: {why}.", rule=rule.value, retry_after_s=decision.retry_after_s)
+
+
+def _no_equivalent(journey: Journey) -> str:
+    """Why there is nothing in the cloud for the request, as the middle of a sentence."""
+    model = journey.model
+    if model.cloud:
+        return f"none of its cloud equivalents can do what it asks for{_listed(journey.features)}"
+    if model.out_of_reach:
+        return f"no provider of its cloud equivalents is configured ({', '.join(model.out_of_reach)})"
+    return f"no cloud equivalent of `{model.name}` is declared"
+
+
+def _budget(features: Features) -> str:
+    assert features.cost_budget_nano_usd is not None
+    return f"its cost_budget_usd of {nano_to_usd_text(features.cost_budget_nano_usd)}"
 
 
 def _listed(features: Features) -> str:

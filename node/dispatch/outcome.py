@@ -11,11 +11,12 @@ from node.routing.values import Reason
 
 
 class Ending(StrEnum):
-    """How a request ended."""
+    """How a request ended. `REFUSED`: a rule of the node's said no. `REJECTED`: it was the client's mistake."""
 
     DONE = "done"
     FAILED = "failed"
     REFUSED = "refused"
+    REJECTED = "rejected"
     CLIENT_CLOSED = "client_closed"
 
 

@@ -12,20 +12,17 @@ from node.errors import (
     EngineUnavailable,
     InvalidRequest,
     ModelNotFound,
+    OutputTooLong,
     SpillwayError,
 )
 
 # How vLLM names the prompt when it is too long; clients know it under the request's own field.
 _PROMPT_PARAMETERS = frozenset({"input_tokens", "input_text"})
 _OUTPUT_PARAMETERS = frozenset({"max_tokens", "max_completion_tokens"})
-# The words of vLLM's errors about length (get_max_tokens, InputProcessor, TokenizeParams). The last is what it says of
-# a prompt that fills the context exactly; a client's own zero is refused before it gets here.
-_LENGTH_WORDS = (
-    "maximum context length",
-    "maximum model length",
-    "max_model_len",
-    "max_tokens must be at least 1, got 0",
-)
+# What vLLM says of a prompt that fills the context exactly; a client's own zero is refused before it gets here.
+_NO_ROOM_WORDS = "max_tokens must be at least 1, got 0"
+# The words of vLLM's errors about length (get_max_tokens, InputProcessor, TokenizeParams).
+_LENGTH_WORDS = ("maximum context length", "maximum model length", "max_model_len", _NO_ROOM_WORDS)
 
 
 def prompt_field(kind: Kind) -> str:
@@ -89,6 +86,8 @@ def _invalid(message: str, param: str | None, kind: Kind) -> InvalidRequest:
     if param in _PROMPT_PARAMETERS:
         return ContextLengthExceeded(message, param=prompt_field(kind))
     if any(words in message for words in _LENGTH_WORDS) and (param is None or param in _OUTPUT_PARAMETERS):
+        if param is not None and _NO_ROOM_WORDS not in message:
+            return OutputTooLong(message, param=param)
         return ContextLengthExceeded(message, param=param or prompt_field(kind))
     return InvalidRequest(message, param=param)
 

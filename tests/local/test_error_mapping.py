@@ -14,6 +14,7 @@ from node.errors import (
     EngineUnavailable,
     InvalidRequest,
     ModelNotFound,
+    OutputTooLong,
     SpillwayError,
 )
 from node.local.errors import from_document, from_exception
@@ -32,6 +33,11 @@ from node.local.errors import from_document, from_exception
         (vllm.VLLMValidationError("long", parameter="input_text", value=9), ContextLengthExceeded, "messages"),
         (
             vllm.VLLMValidationError("cannot be greater than max_model_len=8.", parameter="max_tokens", value=9),
+            OutputTooLong,
+            "max_tokens",
+        ),
+        (
+            vllm.VLLMValidationError("max_tokens must be at least 1, got 0.", parameter="max_tokens", value=0),
             ContextLengthExceeded,
             "max_tokens",
         ),
@@ -106,3 +112,9 @@ def test_length_document_may_be_tried_elsewhere() -> None:
     assert isinstance(error, ContextLengthExceeded)
     assert error.may_try_elsewhere
     assert error.param == "prompt"
+
+
+def test_output_that_is_too_long_is_the_clients_to_shorten() -> None:
+    error = from_document("max_tokens=9 cannot be greater than max_model_len=8.", 400, "max_tokens", Kind.CHAT)
+    assert isinstance(error, OutputTooLong)
+    assert (error.status, error.code, error.may_try_elsewhere) == (400, "context_length_exceeded", False)
