@@ -202,6 +202,7 @@ class Node:
             **self.totals.document(),
             "cache": {"entries": len(self.cache), "bytes": self.cache.used_bytes},
             "queues": {name: lane.depth for name, lane in self.lanes.items()},
+            "providers": self.providers.document(time.monotonic()),
             "engines": {name: _engine_document(lane) for name, lane in self.lanes.items() if lane.engine is not None},
             "gpus": None if gpus.gpus is None else [dataclasses.asdict(gpu) for gpu in gpus.gpus],
             "no_gpu_because": gpus.reason,

@@ -53,7 +53,8 @@ class ProviderSettings(Section, frozen=True, kw_only=True):
     """One OpenAI-compatible provider. Its key comes from the environment variable `api_key_env`.
 
     `assumed_ttft_s` stands in for the high percentile of its TTFT until enough answers have been measured. For
-    `holysheep` and `openai`, `base_url` and `api_key_env` are known and may be left out.
+    `holysheep` and `openai`, `base_url` and `api_key_env` are known and may be left out; with another `base_url`,
+    `api_key_env` has to be written (null: no key), so that no key goes to a foreign address unasked.
     """
 
     base_url: Annotated[str, Meta(pattern="^https?://")]
@@ -192,8 +193,20 @@ def _overlay_environment(document: dict[str, Any], environ: Mapping[str, str]) -
             providers.setdefault(HOLYSHEEP, {})
         for name, known in _BUILT_IN_PROVIDERS.items():
             given = providers.get(name) or {}  # `openai:` with nothing behind it is YAML for null
-            if name in providers and isinstance(given, dict) and "base_url" not in given:
+            if name in providers and isinstance(given, dict):
+                _check_key_is_meant(name, given, known)
                 providers[name] = {**known, **given}
+
+
+def _check_key_is_meant(name: str, given: Mapping[str, Any], known: Mapping[str, str]) -> None:
+    """A known provider's key goes to its own address only, unless the operator says so."""
+    address = given.get("base_url", known["base_url"])
+    if "api_key_env" not in given and str(address).rstrip("/") != known["base_url"]:
+        raise SettingsError(
+            f"providers.{name}.base_url: {address} is not {name}'s own address ({known['base_url']}), and its key is not "
+            f"sent elsewhere unasked. Write providers.{name}.api_key_env: {known['api_key_env']}, another variable, or "
+            "null for no key"
+        )
 
 
 def _with_key(message: str) -> str:

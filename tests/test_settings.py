@@ -143,9 +143,23 @@ def test_holysheep_is_there_once_its_key_is(write: Write) -> None:
 
 
 def test_own_entry_for_holysheep_is_not_overwritten(write: Write) -> None:
-    path = write("providers: {holysheep: {base_url: 'http://127.0.0.1:1/v1'}}")
+    path = write("providers: {holysheep: {base_url: 'http://127.0.0.1:1/v1', api_key_env: MINE}}")
     settings = load_settings(path, {"HOLYSHEEP_API_KEY": "k"})
     assert settings.providers["holysheep"].base_url == "http://127.0.0.1:1/v1"
+    assert settings.providers["holysheep"].api_key_env == "MINE"
+
+
+@pytest.mark.parametrize("name", ["holysheep", "openai"])
+def test_known_key_is_neither_sent_to_another_address_nor_lost_unasked(write: Write, name: str) -> None:
+    with pytest.raises(SettingsError, match=rf"providers\.{name}\.base_url: http://lab/v1 .*_API_KEY.*null for no key"):
+        load_settings(write(f"providers: {{{name}: {{base_url: 'http://lab/v1'}}}}"), {})
+    path = write(f"providers: {{{name}: {{base_url: 'http://lab/v1', api_key_env: null}}}}")
+    assert load_settings(path, {}).providers[name].api_key_env is None
+
+
+def test_known_key_goes_to_the_known_address_written_out(write: Write) -> None:
+    path = write("providers: {openai: {base_url: 'https://api.openai.com/v1/'}}")
+    assert load_settings(path, {}).providers["openai"].api_key_env == "OPENAI_API_KEY"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "node.example", "localhost.example"])

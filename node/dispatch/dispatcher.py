@@ -241,7 +241,7 @@ class Dispatcher:
         if attempt.provider is None:
             served.lane.release(journey.features)
         elif error is not None:
-            self._providers.states[attempt.provider].failed(error, self._clock())
+            self._providers.failed(attempt.provider, error, self._clock())
 
     def finished(self, journey: Journey, attempt: _Attempt, last: Chunk, error: SpillwayError | None) -> None:
         """An answer that had begun is over: give back its slot, settle its price, report it."""

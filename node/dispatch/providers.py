@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from node.backend import Backend
 from node.catalogue import CloudEquivalent, Model
@@ -12,6 +13,8 @@ from node.errors import SpillwayError, UpstreamAuth, UpstreamQuota, UpstreamRate
 from node.routing.permit import EgressPermit
 from node.routing.ttft import ProviderTtft
 from node.routing.values import CloudOption
+
+_log = logging.getLogger("spillway.providers")
 
 _DEFAULT_PAUSE_S = 1.0
 _MAX_PAUSE_S = 60.0
@@ -52,6 +55,25 @@ class Providers:
 
     def __init__(self, states: Mapping[str, ProviderState]) -> None:
         self.states = states
+
+    def failed(self, name: str, error: SpillwayError, now_s: float) -> None:
+        """Take in a failure of the provider `name`. One that isolates it is logged once: only the operator can help."""
+        state = self.states[name]
+        was_isolated = state.isolated_by is not None
+        state.failed(error, now_s)
+        if state.isolated_by is not None and not was_isolated:
+            _log.warning("%s is left alone until the node starts anew (%s): %s", name, state.isolated_by, error.message)
+
+    def document(self, now_s: float) -> dict[str, Any]:
+        """Each provider's standing, for the statistics: whether it is used, for how long not, and for what error."""
+        return {
+            name: {
+                "available": state.is_available(now_s),
+                "paused_s": round(max(0.0, state.paused_until_s - now_s), 3),
+                "isolated_by": state.isolated_by,
+            }
+            for name, state in self.states.items()
+        }
 
     def options_for(self, model: Model, now_s: float, excluded: frozenset[str]) -> tuple[CloudOption, ...]:
         """The model's declared equivalents at configured providers, in the catalogue's order of preference.

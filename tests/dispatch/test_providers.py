@@ -1,8 +1,10 @@
 """What a provider's refusals teach the node: pause when asked to, stay away when the key is no good."""
 
+import logging
+
 import pytest
 
-from node.errors import SpillwayError, UpstreamAuth, UpstreamRateLimited
+from node.errors import SpillwayError, UpstreamAuth, UpstreamQuota, UpstreamRateLimited
 from tests.dispatch.doubles import House, ScriptedBackend, named, read
 from tests.dispatch.virtual_time import in_virtual_time, now_s
 
@@ -35,3 +37,30 @@ async def test_provider_that_refuses_our_key_is_left_alone() -> None:
     await read(await home.answer(named("again")))
     assert home.clouds["cloud"].serves.opened == 1
     assert home.providers.states["cloud"].isolated_by == "upstream_auth"
+
+
+@pytest.mark.parametrize("error", [UpstreamAuth("cloud refuses our key"), UpstreamQuota("cloud wants money")])
+@in_virtual_time
+async def test_isolation_is_one_warning_and_stands_in_the_statistics(
+    error: SpillwayError, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = House(None, [refusing(error), ScriptedBackend("other")])
+    with caplog.at_level(logging.WARNING, "spillway.providers"):
+        await read(await home.answer())
+    home.providers.failed("cloud", error, now_s())
+    (record,) = caplog.records
+    assert (record.levelname, "cloud" in record.getMessage(), str(error.code) in record.getMessage()) == (
+        "WARNING", True, True,
+    )  # fmt: skip
+    assert home.providers.document(now_s()) == {
+        "cloud": {"available": False, "paused_s": 0.0, "isolated_by": error.code},
+        "other": {"available": True, "paused_s": 0.0, "isolated_by": None},
+    }
+
+
+@in_virtual_time
+async def test_pause_stands_in_the_statistics() -> None:
+    home = House(None, [refusing(UpstreamRateLimited("x", retry_after_s=7)), ScriptedBackend("other")])
+    await read(await home.answer())
+    assert home.providers.document(now_s() + 2)["cloud"] == {"available": False, "paused_s": 5.0, "isolated_by": None}
+    assert home.providers.document(now_s() + 8)["cloud"]["available"]
