@@ -20,8 +20,8 @@ from node.api.auth import Keyring
 from node.api.completions import Parts
 from node.api.operator import operator_router
 from node.backend import Backend
-from node.catalogue import Catalogue, LocalModel, Model
-from node.catalogue_files import default_models_dir, load_catalogue
+from node.catalogue import Catalogue, Model
+from node.catalogue_files import default_models_dir, load_catalogue, with_engine_args
 from node.cloud.config import ProviderConfig
 from node.cloud.gate import EgressGate
 from node.cloud.provider import CloudProvider
@@ -288,7 +288,7 @@ def _served_models(settings: Settings, catalogue: Catalogue, rename: Mapping[str
         elsewhere = dict.fromkeys(each.provider for each in named if each.provider not in settings.providers)
         local = model.local
         if local is not None and (overrides := settings.engine.get(name)):
-            local = _with_engine_args(local, overrides)
+            local = with_engine_args(name, local, overrides)
         if settings.cloud_only:
             local = None
         if local is None and not cloud:
@@ -297,10 +297,6 @@ def _served_models(settings: Settings, catalogue: Catalogue, rename: Mapping[str
             )
         served[name] = dataclasses.replace(model, local=local, cloud=cloud, out_of_reach=tuple(elsewhere))
     return served
-
-
-def _with_engine_args(local: LocalModel, overrides: Mapping[str, Any]) -> LocalModel:
-    return dataclasses.replace(local, engine_args={**local.engine_args, **overrides})
 
 
 def _provider_config(name: str, settings: ProviderSettings, environ: Mapping[str, str]) -> ProviderConfig:

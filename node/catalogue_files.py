@@ -11,7 +11,8 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from functools import cache
@@ -231,8 +232,8 @@ def _model(path: Path, entry: _ModelFile, prices: _Prices) -> Model:
 
 def _local(path: Path, entry: _Local) -> LocalModel:
     where = f"{path}: local"
-    for argument in entry.engine_args:
-        _check_engine_arg(f"{where}.engine_args.{argument}", argument)
+    for argument, value in entry.engine_args.items():
+        _check_engine_arg(f"{where}.engine_args.{argument}", argument, value)
     for key, chosen, package in (
         ("tool_parser", entry.tool_parser, "tool_parsers"),
         ("reasoning_parser", entry.reasoning_parser, "reasoning"),
@@ -272,7 +273,17 @@ def _capabilities(where: str, listed: list[Capability]) -> frozenset[Capability]
     return found
 
 
-def _check_engine_arg(where: str, argument: str) -> None:
+def with_engine_args(name: str, local: LocalModel, overrides: Mapping[str, Any]) -> LocalModel:
+    """The settings' `overrides` for the model `name` laid over its catalogue entry's engine arguments.
+
+    Raises `SettingsError` for one the catalogue could not hold either.
+    """
+    for argument, value in overrides.items():
+        _check_engine_arg(f"engine.{name}.{argument}", argument, value)
+    return replace(local, engine_args={**local.engine_args, **overrides})
+
+
+def _check_engine_arg(where: str, argument: str, value: Any) -> None:
     if argument in _FORBIDDEN_ENGINE_ARGS:
         raise SettingsError(f"{where}: {_FORBIDDEN_ENGINE_ARGS[argument]}")
     known = _engine_arguments()
@@ -281,6 +292,9 @@ def _check_engine_arg(where: str, argument: str) -> None:
             raise SettingsError(f"{where}: engine arguments are spelled as in Python, like max_num_seqs")
     elif argument not in known:
         raise SettingsError(f"{where}: vLLM has no such engine argument")
+    # The one the node reads itself; vLLM checks the others when the engine starts.
+    if argument == "max_num_seqs" and (type(value) is not int or value < 1):
+        raise SettingsError(f"{where}: expected a whole number of at least 1, got {value!r}")
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "doctor":
             from node.doctor import examine
 
-            return examine(settings)
+            return examine(settings, configured=path is not None)
         settings = _overridden(settings, options)
         # Importing the server takes a second; a mistake in the settings is told before that.
         from node.serve import serve
@@ -53,6 +54,7 @@ def _config_path(given: Path | None) -> Path | None:
 def _overridden(settings: Settings, options: argparse.Namespace) -> Settings:
     listen = settings.listen
     if options.host is not None:
+        _check_resolves(options.host)
         listen = msgspec.structs.replace(listen, host=options.host)
     if options.port is not None:
         listen = msgspec.structs.replace(listen, port=options.port)
@@ -64,6 +66,14 @@ def _overridden(settings: Settings, options: argparse.Namespace) -> Settings:
             "Set SPILLWAY_API_KEY (or `keys:` in spillway.yaml), or listen on 127.0.0.1"
         )
     return msgspec.structs.replace(settings, listen=listen)
+
+
+def _check_resolves(host: str) -> None:
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not a host name"
+        raise SettingsError(f"--host {host}: cannot be resolved: {why}") from error
 
 
 def _port(text: str) -> int:

@@ -9,18 +9,20 @@ import os
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from node.catalogue_files import default_models_dir, load_catalogue
+from node.catalogue import LocalModel, Model
+from node.catalogue_files import default_models_dir, load_catalogue, with_engine_args
 from node.cloud.config import ProviderConfig
 from node.cloud.gate import EgressGate
 from node.errors import SettingsError, UpstreamError
-from node.local.arguments import check_torchvision
-from node.settings import Settings
+from node.local.arguments import check_torchvision, command_line, is_folder, parse
+from node.settings import HOLYSHEEP, Settings
 from node.watch.nvml import NvmlReader
 
 _GIB = 1 << 30
@@ -46,10 +48,19 @@ class Finding:
     remedy: str | None = None
 
 
-def examine(settings: Settings, write: Callable[[str], object] = print, environ: Mapping[str, str] = os.environ) -> int:
-    """Look at everything, a line each as it is found. Returns 1 if anything is bad, else 0."""
+def examine(
+    settings: Settings,
+    write: Callable[[str], object] = print,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    configured: bool = True,
+) -> int:
+    """Look at everything, a line each as it is found. Returns 1 if anything is bad, else 0.
+
+    `configured` is false when the settings come from no file: without a provider, the emulator is the cloud then.
+    """
     worst = 0
-    for finding in _findings(settings, environ):
+    for finding in _findings(settings, environ, emulated=not configured and not settings.providers):
         write(f"{finding.grade:<5} {finding.subject}: {finding.text}")
         if finding.remedy:
             write(f"      -> {finding.remedy}")
@@ -57,12 +68,13 @@ def examine(settings: Settings, write: Callable[[str], object] = print, environ:
     return int(worst)
 
 
-def _findings(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
+def _findings(settings: Settings, environ: Mapping[str, str], *, emulated: bool) -> Iterator[Finding]:
     yield Finding(Grade.GOOD, "python", sys.version.split()[0])
     yield from _gpu()
-    yield from _engine()
-    yield from _models(settings)
-    yield from _providers(settings, environ)
+    if not settings.cloud_only:
+        yield from _engine()
+    yield from _models(settings, {HOLYSHEEP} if emulated else set(settings.providers))
+    yield from _providers(settings, environ, emulated=emulated)
     yield _sqlite()
 
 
@@ -125,7 +137,7 @@ def _loads(library: str) -> bool:
     return True
 
 
-def _models(settings: Settings) -> Iterator[Finding]:
+def _models(settings: Settings, providers: Set[str]) -> Iterator[Finding]:
     try:
         catalogue = load_catalogue([default_models_dir(), *(Path(folder) for folder in settings.catalogue)])
     except SettingsError as error:
@@ -136,26 +148,81 @@ def _models(settings: Settings) -> Iterator[Finding]:
         if model is None:
             known = ", ".join(sorted(catalogue.models))
             yield Finding(Grade.BAD, f"model {name}", "not in the catalogue", f"choose one of: {known}")
-        elif model.local is None:
-            yield Finding(Grade.NOTE, f"model {name}", "has no local part: the cloud alone serves it")
-        elif Path(model.local.source).is_absolute() and not Path(model.local.source, "config.json").is_file():
-            yield Finding(
-                Grade.BAD,
-                f"model {name}",
-                f"no model in {model.local.source}",
-                "correct `source` in its catalogue entry",
-            )
+        elif model.local is None or settings.cloud_only:
+            yield _without_engine(model, providers)
         else:
-            yield Finding(Grade.GOOD, f"model {name}", f"{model.local.source}, context {model.local.context_tokens}")
+            yield _with_engine(name, model.local, settings.engine.get(name, {}))
 
 
-def _providers(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
-    if not settings.providers:
+def _without_engine(model: Model, providers: Set[str]) -> Finding:
+    subject = f"model {model.name}"
+    if any(each.provider in providers for each in model.cloud):
+        return Finding(Grade.NOTE, subject, "no engine here: the cloud alone serves it")
+    if not model.cloud:
+        return Finding(
+            Grade.BAD, subject, "no engine here, and no cloud equivalent is declared", "choose another model"
+        )
+    names = ", ".join(dict.fromkeys(each.provider for each in model.cloud))
+    return Finding(
+        Grade.BAD,
+        subject,
+        "no engine here, and no provider of its cloud equivalents is configured",
+        f"configure one of these under `providers:`: {names}",
+    )
+
+
+def _with_engine(name: str, local: LocalModel, overrides: Mapping[str, Any]) -> Finding:
+    subject = f"model {name}"
+    try:
+        _check_arguments(name, with_engine_args(name, local, overrides), thoroughly=bool(overrides))
+    except SettingsError as error:
+        return Finding(Grade.BAD, subject, error.message, f"correct `engine: {{{name}: ...}}`, or its catalogue entry")
+    if is_folder(local):
+        if not Path(local.source, "config.json").is_file():
+            return Finding(Grade.BAD, subject, f"no model in {local.source}", "correct `source` in its catalogue entry")
+    elif not _is_downloaded(local):
+        return Finding(
+            Grade.NOTE,
+            subject,
+            f"{local.source} is not on this machine and will be downloaded, context {local.context_tokens}",
+            "the first start needs the network and room on the disk, and the engine a GPU with memory for the weights",
+        )
+    return Finding(Grade.GOOD, subject, f"{local.source}, context {local.context_tokens}")
+
+
+def _check_arguments(name: str, local: LocalModel, *, thoroughly: bool) -> None:
+    """Raise `SettingsError` for arguments the engine would not start with.
+
+    `thoroughly` asks vLLM itself, which takes ten seconds: for what the settings say, not for the shipped catalogue.
+    """
+    words = command_line(name, local, cuda=True)
+    if thoroughly and importlib.util.find_spec("vllm") is not None:
+        parse(name, words)
+
+
+def _is_downloaded(local: LocalModel) -> bool:
+    """Whether the hub's cache on this machine has the model's revision."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(local.source, "config.json", revision=local.revision), str)
+
+
+def _providers(settings: Settings, environ: Mapping[str, str], *, emulated: bool) -> Iterator[Finding]:
+    if emulated:
         yield Finding(
             Grade.NOTE,
             "cloud",
             "no provider configured: overflow goes to the local emulator",
             "set HOLYSHEEP_API_KEY, or write `providers:` in spillway.yaml",
+        )
+    elif not settings.providers:
+        yield Finding(
+            Grade.NOTE,
+            "cloud",
+            "no provider configured: nothing ever leaves the premises",
+            "if it should: write `providers:` in spillway.yaml, or set HOLYSHEEP_API_KEY",
         )
     for name, provider in settings.providers.items():
         key = environ.get(provider.api_key_env, "") if provider.api_key_env else ""

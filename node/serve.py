@@ -57,6 +57,8 @@ def _bind(settings: Settings) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+    except socket.gaierror as error:
+        raise SettingsError(f"listen.host: {host} cannot be resolved: {error.strerror}") from error
     except OSError as error:
         raise SettingsError(
             f"listen: cannot listen on {host}:{port}: {error.strerror}. Is another node running? "

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
+from msgspec import Meta, inspect
 
 from node.errors import SettingsError
 from node.routing.values import Residency
@@ -167,7 +168,7 @@ def load_settings(path: Path | None, environ: Mapping[str, str] = os.environ) ->
     try:
         settings = msgspec.convert(document, Settings, strict=True)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"{path or 'environment'}: {_with_key(str(error))}") from error
+        raise SettingsError(f"{path or 'environment'}: {_in_words(str(error), document)}") from error
     _check(settings, path)
     return settings
 
@@ -203,19 +204,62 @@ def _check_key_is_meant(name: str, given: Mapping[str, Any], known: Mapping[str,
     address = given.get("base_url", known["base_url"])
     if "api_key_env" not in given and str(address).rstrip("/") != known["base_url"]:
         raise SettingsError(
-            f"providers.{name}.base_url: {address} is not {name}'s own address ({known['base_url']}), and its key is not "
-            f"sent elsewhere unasked. Write providers.{name}.api_key_env: {known['api_key_env']}, another variable, or "
+            f"providers.{name}.base_url: {address} is not {name}'s own address ({known['base_url']}), and its key is "
+            f"not sent elsewhere unasked. Write providers.{name}.api_key_env: {known['api_key_env']}, another variable, or "
             "null for no key"
         )
 
 
-def _with_key(message: str) -> str:
-    """msgspec's ``... - at `$.routing.margin_ms` `` as ``routing.margin_ms: ...``."""
-    reason, separator, where = message.partition(" - at `")
-    if not separator:
-        return reason
-    key = where.rstrip("`").removeprefix("key in ").removeprefix("$").removeprefix(".")
+_WHERE = re.compile(r"^(?P<reason>.*?)(?: - at `(?:key in )?\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_FIELD = re.compile(r"^Object (?P<what>missing required|contains unknown) field `(?P<name>.*)`$", re.DOTALL)
+
+
+def _in_words(message: str, document: Mapping[str, Any]) -> str:
+    """msgspec's ``... - at `$.routing.margin_ms` `` as ``routing.margin_ms: ...``, with what would be right."""
+    match = _WHERE.match(message)
+    assert match is not None
+    reason, path = match["reason"], match["path"] or ""
+    kind = _kind_at(path)
+    key = _with_entry_named(path, document)
+    if (field := _FIELD.match(reason)) is not None:
+        key = f"{key}.{field['name']}" if key else field["name"]
+        if field["what"] == "missing required":
+            reason = "is required"
+        elif isinstance(kind, inspect.StructType):
+            reason = f"there is no such key; there are {', '.join(each.encode_name for each in kind.fields)}"
+    elif isinstance(kind, inspect.EnumType):
+        reason = f"{reason}; choose one of {', '.join(kind.cls)}"
+    elif path.endswith(".sha256"):
+        reason = f'{reason}. One is made by: printf %s "$KEY" | sha256sum'
     return f"{key or 'top level'}: {reason}"
+
+
+def _kind_at(path: str) -> inspect.Type:
+    """The type that the settings expect at one of msgspec's paths."""
+    kind = inspect.type_info(Settings)
+    for part in re.findall(r"\w+|\[.*?\]", path):
+        match kind:
+            case inspect.StructType():
+                kind = next((field.type for field in kind.fields if field.encode_name == part), inspect.AnyType())
+            case inspect.DictType():
+                kind = kind.value_type
+            case inspect.VarTupleType():
+                kind = kind.item_type
+    return kind
+
+
+def _with_entry_named(path: str, document: Mapping[str, Any]) -> str:
+    """The path with the name of the entry that is wrong, where msgspec says only ``providers[...]``."""
+    section, separator, rest = path.partition("[...]")
+    entries = document.get(section)
+    if not separator or not isinstance(entries, dict):
+        return path
+    for name, entry in entries.items():
+        try:
+            msgspec.convert({section: {name: entry}}, Settings, strict=True)
+        except msgspec.ValidationError:
+            return f"{section}.{name}{rest}"
+    return path
 
 
 def _check(settings: Settings, path: Path | None) -> None:
@@ -229,9 +273,10 @@ def _check(settings: Settings, path: Path | None) -> None:
     for name in names:
         if names.count(name) > 1:
             raise SettingsError(f"{where}: keys: the name {name!r} is there twice")
-    for model in (*settings.privacy.pinned_models, *settings.engine):
+    named = [(f"privacy.pinned_models[{index}]", model) for index, model in enumerate(settings.privacy.pinned_models)]
+    for key, model in (*named, *((f"engine.{model}", model) for model in settings.engine)):
         if model not in settings.models:
-            raise SettingsError(f"{where}: {model!r} is configured, but is not in `models`")
+            raise SettingsError(f"{where}: {key}: {model!r} is not in `models`")
 
 
 def is_loopback(host: str) -> bool:

@@ -93,6 +93,29 @@ def test_bad_key_is_refused_by_its_name_and_its_file(write: Write, text: str, na
     assert str(path) in refused.value.message
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("providers: {ours: {base_url: 'http://x'}, lab: {weight: 2}}", "providers.lab.base_url: is required"),
+        ("providers: {lab: {base_url: 'http://x', clocks: {total_s: 0}}}", "providers.lab.clocks.total_s: Expected"),
+        ("providers: {lab: null}", "providers.lab: Expected"),
+        ("engine: {demo: 3}", "engine.demo: Expected"),
+        ("keys: [{name: a}]", "keys[0].sha256: is required"),
+        ("keys: [{name: a, sha256: secret}]", 'One is made by: printf %s "$KEY" | sha256sum'),
+        ("privacy: {residency: local}", "privacy.residency: Invalid enum value 'local'; choose one of premises, any"),
+        ("routng: {}", "routng: there is no such key; there are listen, models, cloud_only"),
+        ("routing: {margin: 1}", "routing.margin: there is no such key; there are ttft_budget_ms"),
+        ("providers: {lab: {base_url: 'http://x', key: k}}", "providers.lab.key: there is no such key; there are base"),
+        ("privacy: {pinned_models: [demo, nope]}", "privacy.pinned_models[1]: 'nope' is not in `models`"),
+        ("engine: {nope: {}}", "engine.nope: 'nope' is not in `models`"),
+    ],
+)
+def test_refusal_names_the_whole_key_and_what_would_be_right(write: Write, text: str, said: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(write(text), {})
+    assert said in refused.value.message
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"nowhere\.yaml: cannot be read"):
         load_settings(tmp_path / "nowhere.yaml", {})

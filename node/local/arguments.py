@@ -137,5 +137,6 @@ def parse(name: str, words: list[str]) -> Namespace:
         def error(self, message: str) -> NoReturn:
             raise SettingsError(f"{name}: engine_args: {message}")
 
-    namespace: Namespace = make_arg_parser(Parser()).parse_args(words)
+    # Without abbreviations, which would slip past the names checked above.
+    namespace: Namespace = make_arg_parser(Parser(allow_abbrev=False)).parse_args(words)
     return namespace

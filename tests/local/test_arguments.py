@@ -101,6 +101,11 @@ def test_argument_unknown_to_vllm_is_a_settings_error() -> None:
         parse("demo", command_line("demo", replace(MODEL, engine_args={"no_such_thing": 1}), cuda=False))
 
 
+def test_abbreviated_argument_is_refused() -> None:
+    with pytest.raises(SettingsError, match="demo: engine_args: unrecognized arguments: --gpu-mem"):
+        parse("demo", command_line("demo", replace(MODEL, engine_args={"gpu_mem": 0.5}), cuda=False))
+
+
 def test_torchvision_of_another_build_is_refused_with_its_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
