@@ -19,6 +19,7 @@
     ├── Refused                     503  a rule or a limit said no; carries the rule
     │   └── RefusedBusy             429
     ├── TooManyConnections          503  the node holds as many as it may
+    ├── ShuttingDown                503  the node ends, and this request had not arrived yet
     ├── BackendError                a backend failed before or during the answer
     │   ├── EngineUnavailable       503  local engine dead, starting or asleep
     │   ├── EngineFailed            500  the engine failed on this request
@@ -219,6 +220,13 @@ class TooManyConnections(SpillwayError):
 
     status = 503
     code = "too_many_connections"
+
+
+class ShuttingDown(SpillwayError):
+    """The node ends before the whole request has arrived: it can be sent again, to whoever comes next."""
+
+    status = 503
+    code = "shutting_down"
 
 
 class BackendError(SpillwayError):

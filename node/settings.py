@@ -205,8 +205,8 @@ def _check_key_is_meant(name: str, given: Mapping[str, Any], known: Mapping[str,
     if "api_key_env" not in given and str(address).rstrip("/") != known["base_url"]:
         raise SettingsError(
             f"providers.{name}.base_url: {address} is not {name}'s own address ({known['base_url']}), and its key is "
-            f"not sent elsewhere unasked. Write providers.{name}.api_key_env: {known['api_key_env']}, another variable, or "
-            "null for no key"
+            f"not sent elsewhere unasked. Write providers.{name}.api_key_env: {known['api_key_env']}, another "
+            "variable, or null for no key"
         )
 
 

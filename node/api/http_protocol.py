@@ -21,6 +21,7 @@ from node.errors import (
     HeadersTooLarge,
     InvalidRequest,
     RequestTimeout,
+    ShuttingDown,
     SpillwayError,
     TooManyConnections,
     render,
@@ -47,6 +48,8 @@ class GuardedHttpProtocol(HttpToolsProtocol):
     - has more than `max_headers` header fields or `max_header_bytes` of them, target and trailers included (431);
     - is not HTTP, says its length twice, or asks for another protocol and carries a body (400);
     - keeps us waiting longer than `header_timeout_s` for its headers or `body_timeout_s` for its body (408).
+
+    One whose body is still on its way when the server shuts down gets a 503.
 
     A connection beyond `max_connections`, idle ones counted, gets a 503 at once, whatever it came for. One that never
     sends anything is closed after `header_timeout_s` without a word. If the answer to an earlier, pipelined request is
@@ -110,6 +113,14 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             self._stop_clock()
         elif self._clock is None or self._clock_runs_for is not expected:
             self._start_clock(expected)
+
+    def shutdown(self) -> None:
+        """The node ends. A request that has not arrived yet is not waited for; one being answered is."""
+        cycle = self.cycle
+        if self._refusal is None and self._phase is _Phase.BODY and cycle is not None and not cycle.response_started:
+            self._refuse(ShuttingDown("The node is shutting down, and the request had not arrived yet."))
+        else:
+            super().shutdown()
 
     def on_message_begin(self) -> None:
         """A request begins."""

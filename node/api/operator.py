@@ -9,7 +9,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from node.api.auth import Keyring
-from node.errors import NotFound
+from node.errors import ModelNotFound, NotFound
 from node.metrics import Metrics
 from node.settings import is_loopback
 
@@ -51,6 +51,15 @@ def operator_router(
         """The models this node serves."""
         keyring.authenticate(request.headers.raw)
         return _json(models())
+
+    @router.get("/v1/models/{model:path}", tags=["openai"])
+    async def retrieve_model(request: Request, model: str) -> Response:
+        """One of the models this node serves."""
+        keyring.authenticate(request.headers.raw)
+        for entry in models()["data"]:
+            if entry["id"] == model:
+                return _json(entry)
+        raise ModelNotFound(f"The model `{model}` does not exist on this node.", param="model")
 
     return router
 

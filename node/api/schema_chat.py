@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from node.api.body import Headers, is_too_deep
 from node.api.schema_common import (
+    CHAT_DEFAULTS,
     DEFAULT_LIMITS,
     VLLM_ONLY,
     CommonRequest,
@@ -228,8 +229,7 @@ def parse_chat(
         )
     if request.reasoning_effort is not None:
         draft.needs.add(Capability.REASONING_EFFORT)
-    if not _CHAT_VLLM_ONLY.isdisjoint(draft.body):
-        draft.needs.add(Capability.VLLM_SAMPLING)
+    draft.look_for_sampling(_CHAT_VLLM_ONLY, CHAT_DEFAULTS)
     _read_tools(request, draft)
     _read_messages(request.messages, draft, limits)
     if request.documents:

@@ -8,6 +8,7 @@ when strict; among them are `user`, `metadata` and the like, which say who asks,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal, TypeVar
 from urllib.parse import quote
@@ -129,6 +130,30 @@ VLLM_ONLY: Final = frozenset(CommonRequest.__struct_fields__).difference(
     ("model", "frequency_penalty", "logit_bias", "max_tokens", "n", "presence_penalty", "response_format", "seed"),
     ("stop", "stream", "stream_options", "temperature", "top_p", "spillway", "prompt_logprobs", "structured_outputs"),
 )
+# vLLM's own defaults: written out they ask for nothing, and are taken out of the request.
+_DEFAULTS: Final[dict[str, Any]] = {
+    "bad_words": [],
+    "echo": False,
+    "ignore_eos": False,
+    "include_stop_str_in_output": False,
+    "min_tokens": 0,
+    "return_token_ids": False,
+    "return_tokens_as_token_ids": False,
+    "skip_special_tokens": True,
+    "spaces_between_special_tokens": True,
+    "stop_token_ids": [],
+}
+CHAT_DEFAULTS: Final = _DEFAULTS | {
+    "add_generation_prompt": True,
+    "add_special_tokens": False,
+    "chat_template_kwargs": {},
+    "continue_final_message": False,
+    "documents": [],
+    "include_reasoning": True,
+}
+COMPLETION_DEFAULTS: Final = _DEFAULTS | {"add_special_tokens": True}
+# These ask vLLM to leave out what the model's own generation config may ask for: kept, but any backend can do it.
+_NEUTRAL: Final[dict[str, tuple[float, ...]]] = {"min_p": (0,), "repetition_penalty": (1,), "top_k": (-1, 0)}
 _NOT_FROM_CLIENTS = "is not accepted from clients"
 _USE_STRUCTURED = "is no longer understood by vLLM; use 'response_format' or 'structured_outputs'"
 REFUSED: Final[dict[str, str]] = {
@@ -204,6 +229,16 @@ class Draft:
     messages: int = 0
     media_parts: int = 0
 
+    def look_for_sampling(self, names: frozenset[str], defaults: Mapping[str, Any]) -> None:
+        """Drop the fields that say no more than vLLM's `defaults`, and note the need if others of `names` ask for
+        more than any backend does."""
+        for name in names & self.body.keys():
+            value = self.body[name]
+            if name in defaults and value == defaults[name]:
+                del self.body[name]
+            elif value not in _NEUTRAL.get(name, ()):
+                self.needs.add(Capability.VLLM_SAMPLING)
+
 
 _R = TypeVar("_R", bound=CommonRequest)
 
@@ -257,8 +292,6 @@ def finish(
         needs.add(Capability.SEED)
     if request.logit_bias:
         needs.add(Capability.LOGIT_BIAS)
-    if not VLLM_ONLY.isdisjoint(body):
-        needs.add(Capability.VLLM_SAMPLING)
     if request.response_format is not None or request.structured_outputs is not None:
         _check_answer_format(request, draft)
     if vocab_size is not None:

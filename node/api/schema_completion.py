@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from node.api.body import Headers
 from node.api.schema_common import (
+    COMPLETION_DEFAULTS,
     DEFAULT_LIMITS,
     MAX_TOKEN_ID,
     VLLM_ONLY,
@@ -64,8 +65,7 @@ def parse_completion(
         draft.needs.add(Capability.LOGPROBS)
     elif request.logprob_token_ids:
         raise InvalidRequest("'logprob_token_ids' needs 'logprobs'.", param="logprob_token_ids")
-    if not _COMPLETION_VLLM_ONLY.isdisjoint(draft.body):
-        draft.needs.add(Capability.VLLM_SAMPLING)
+    draft.look_for_sampling(_COMPLETION_VLLM_ONLY, COMPLETION_DEFAULTS)
     _read_prompt(request.prompt, draft, limits, vocab_size)
     return finish(Kind.COMPLETION, request, draft, ignored, document, headers, limits, vocab_size)
 

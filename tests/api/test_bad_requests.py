@@ -376,6 +376,36 @@ async def test_row_17_an_unknown_model_is_404(node: RunningNode) -> None:
     await node.serves()
 
 
+async def test_row_17_a_model_is_retrieved_by_its_name(node: RunningNode) -> None:
+    listed = (await node.exchange(request(b"", "/v1/models", "GET"))).json()["data"]
+    for entry in listed:
+        one = await node.exchange(request(b"", f"/v1/models/{entry['id']}", "GET"))
+        assert (one.status, one.json()) == (200, entry)
+    for unknown in ("nope", "org/nope", ""):
+        error_of(await node.exchange(request(b"", f"/v1/models/{unknown}", "GET")), 404, "model_not_found", "model")
+
+
+async def test_row_18_more_output_than_any_equivalent_writes_is_400_and_stays(node: RunningNode) -> None:
+    _, sent = await node.counted()
+    error_of(await node.exchange(request(chat(max_tokens=1_000_000))), 400, "context_length_exceeded", "max_tokens")
+    assert (await node.counted())[1] == sent
+    assert (await node.stats())["by_ending"]["rejected"] >= 1
+    await node.serves()
+
+
+async def test_a_cost_budget_below_the_only_price_is_400_and_stays(node: RunningNode) -> None:
+    _, sent = await node.counted()
+    answer = await node.exchange(request(chat(spillway={"cost_budget_usd": 0.0})))
+    assert "cost_budget_usd of 0.0" in error_of(answer, 400, "cost_budget", "spillway.cost_budget_usd")
+    assert answer.headers["x-spillway-reason"] == "cost_budget"
+    assert (await node.counted())[1] == sent
+    assert (await node.stats())["by_reason"]["cost_budget"] >= 1
+
+
+async def test_statistics_say_how_each_provider_stands(node: RunningNode) -> None:
+    assert (await node.stats())["providers"] == {"holysheep": {"available": True, "paused_s": 0.0, "isolated_by": None}}
+
+
 async def test_row_18_without_max_tokens_the_provider_is_given_a_cap(node: RunningNode) -> None:
     body = json.dumps({"model": "demo", "messages": HELLO}).encode()
     assert (await node.exchange(request(body))).status == 200
@@ -484,6 +514,7 @@ async def test_row_32_a_strange_host_header_makes_no_strange_error(node: Running
 
 @pytest.mark.parametrize(("method", "path", "body"), [
     ("POST", CHAT, chat()), ("POST", COMPLETIONS, completion("Hi")), ("GET", "/v1/models", b""),
+    ("GET", "/v1/models/demo", b""),
 ])  # fmt: skip
 @pytest.mark.parametrize("key", [None, "", "sk-revoked", KEY + "x", KEY[:-1], PROVIDER_KEY])
 async def test_row_33_without_a_known_key_nothing_is_served_or_counted(
@@ -508,7 +539,9 @@ async def test_row_34_a_pinned_request_that_only_the_cloud_can_serve_stays_and_i
 ) -> None:
     _, sent = await node.counted()
     body = chat() if header else chat(spillway={"require_local": True})
-    error_of(await node.exchange(request(body, CHAT, "POST", *header)), 403, "private_not_servable", "model")
+    answer = await node.exchange(request(body, CHAT, "POST", *header))
+    error_of(answer, 403, "private_not_servable", "model")
+    assert answer.headers["x-spillway-reason"] == "private_not_servable"
     assert (await node.counted())[1] == sent
     await node.serves()
 

@@ -564,6 +564,26 @@ def test_what_a_request_asks_for_is_listed(fields: dict[str, Any], needs: Capabi
     assert parse(**fields).needs == {needs}
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ignore_eos": False},
+        {"skip_special_tokens": True, "stop_token_ids": [], "min_tokens": 0},
+        {"add_generation_prompt": True, "continue_final_message": False, "add_special_tokens": False},
+        {"chat_template_kwargs": {}, "include_reasoning": True, "echo": False},
+    ],
+)
+def test_default_of_vllm_written_out_asks_for_nothing(fields: dict[str, Any]) -> None:
+    parsed = parse(**fields)
+    assert (parsed.needs, parsed.body, parsed.ignored) == (frozenset(), {"messages": HELLO}, ())
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", -1), ("top_k", 0), ("min_p", 0), ("repetition_penalty", 1.0)])
+def test_sampling_switched_off_is_kept_for_the_engine_and_keeps_nothing_here(name: str, value: float) -> None:
+    parsed = parse(**{name: value})
+    assert (parsed.needs, parsed.body[name]) == (frozenset(), value)
+
+
 def test_temperature_zero_or_a_seed_makes_an_answer_repeatable() -> None:
     assert parse(temperature=0).deterministic
     assert parse(seed=5).deterministic

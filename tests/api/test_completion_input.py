@@ -114,6 +114,17 @@ def test_what_a_request_asks_for_is_listed() -> None:
     }
 
 
+def test_default_of_vllm_written_out_asks_for_nothing() -> None:
+    parsed = parse(ignore_eos=False, echo=False, add_special_tokens=True)
+    assert parsed.needs == {Capability.COMPLETIONS}
+    assert not {"ignore_eos", "echo", "add_special_tokens"} & parsed.body.keys()
+    assert Capability.VLLM_SAMPLING in parse(add_special_tokens=False).needs
+
+
+def test_best_of_is_told_to_be_ignored() -> None:
+    assert parse(best_of=3).ignored == ("best_of",)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

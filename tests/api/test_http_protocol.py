@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -80,10 +81,13 @@ class _Node:
                 client.sendall(piece)
             return read_all(client)
 
-    def stop(self) -> None:
-        self.app.release.set()
+    def server_ends(self) -> None:
         self.server.should_exit = True
         self.thread.join()
+
+    def stop(self) -> None:
+        self.app.release.set()
+        self.server_ends()
 
 
 def read_all(client: socket.socket) -> bytes:
@@ -346,3 +350,33 @@ def test_a_place_that_becomes_free_is_given_to_the_next(narrow: _Node) -> None:
             if (answer := narrow.exchange(post(b"next", b"connection: close"))).startswith(b"HTTP/1.1 200"):
                 break
         assert answer.endswith(b"next")
+
+
+def test_half_sent_body_does_not_hold_a_shutdown() -> None:
+    node = _Node(GuardedHttpProtocol)
+    with node.connect() as client:
+        client.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nhalf")
+        time.sleep(0.2)
+        began_s = time.monotonic()
+        node.stop()
+        assert time.monotonic() - began_s < 5
+        received = read_all(client)
+    assert received.startswith(b"HTTP/1.1 503")
+    assert b'"code":"shutting_down"' in received
+    assert node.app.client_gone.is_set()
+
+
+def test_request_being_answered_is_waited_for_at_a_shutdown() -> None:
+    node = _Node(GuardedHttpProtocol)
+    with node.connect() as client:
+        client.sendall(b"POST /slow HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nall.")
+        time.sleep(0.2)
+        stopping = threading.Thread(target=node.server_ends)
+        stopping.start()
+        time.sleep(0.3)
+        assert stopping.is_alive()
+        node.app.release.set()
+        received = read_all(client)
+        stopping.join()
+    assert received.startswith(b"HTTP/1.1 200")
+    assert received.endswith(b"all.")
