@@ -222,6 +222,15 @@ async def test_a_prompt_beyond_the_context_is_refused_when_pinned(node: RunningN
     assert answer.json()["error"]["code"] == "context_length_exceeded"
 
 
+async def test_more_output_than_the_engines_context_is_the_clients_mistake_and_stays(node: RunningNode) -> None:
+    sent = len(node.emulator.log.records)
+    answer = await _raw(node, _chat(max_tokens=5000))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "max_tokens")
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert len(node.emulator.log.records) == sent
+    assert (await _raw(node, _chat(max_tokens=4090))).headers["x-spillway-backend"] == "local"
+
+
 async def test_a_pinned_request_that_only_the_cloud_could_serve_is_refused(node: RunningNode) -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
     body = {"model": "demo", "messages": [{"role": "user", "content": [image]}], "spillway": {"require_local": True}}
