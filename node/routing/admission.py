@@ -6,6 +6,7 @@ futures and timers; `node.simulate` in virtual time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,7 @@ LoadOf = Callable[[int], EngineLoad]
 CloudOptions = Callable[[frozenset[str]], tuple[CloudOption, ...]]
 """The model's cloud equivalents as they stand now, given the backends that already failed this request."""
 
+_PINNED_MEMORY_S = 2.0  # long against the gaps of a burst, short against its length
 _SHORTEST_WAIT_S = 1e-3  # between two askings, so that rounding cannot make one follow the other without end
 
 
@@ -55,6 +57,8 @@ class Admission:
         self._served_until_s: dict[str, float] = {}
         self._entering: dict[str, int] = {}
         self._entering_tokens = 0
+        self._pinned_rate = 0.0
+        self._pinned_at_s = 0.0
         self.in_flight = 0
 
     @property
@@ -70,6 +74,8 @@ class Admission:
         `failed` names the backends that have already failed this request and are not to be offered again.
         """
         waiter = Waiter(features, 0.0)
+        if not features.may_leave:
+            self._count_pinned(features, now_s)
         decision = self._decide(waiter, failed, now_s)
         settled: list[Placement] = []
         if decision.displaces is not None:
@@ -122,11 +128,22 @@ class Admission:
             engine = self._engine(self.in_flight)
         snapshot = Snapshot(
             engine=engine,
-            queue=self._queue.load_for(waiter, self._entering_tokens),
+            queue=self._queue.load_for(waiter, self._entering_tokens, self._overtaken(now_s)),
             cloud=self._cloud_options(failed),
             vram_free_bytes=self._vram_free_bytes(),
         )
         return self._policy.decide(waiter.features, snapshot, now_s)
+
+    def _count_pinned(self, features: Features, now_s: float) -> None:
+        step = self._engine(self.in_flight).step if self._engine is not None else None
+        if step is not None:
+            work_s = step.per_prefill_token_s * features.uncached_tokens_estimate
+            self._pinned_rate = self._overtaken(now_s) + work_s / _PINNED_MEMORY_S
+            self._pinned_at_s = now_s
+
+    def _overtaken(self, now_s: float) -> float:
+        """Seconds of prompt work per second that came lately from those who cannot leave."""
+        return self._pinned_rate * math.exp((self._pinned_at_s - now_s) / _PINNED_MEMORY_S)
 
     def _hand_over(self, features: Features) -> None:
         self.in_flight += features.choices
@@ -196,4 +213,3 @@ class Admission:
         callers = len(served.keys() | {features.tenant})
         served[features.tenant] = now_s + ahead_s + work_s * callers
         return ahead_s if callers > 1 else 0.0
-

@@ -29,7 +29,6 @@ class Forecast:
     wait_s: float
 
 
-
 def kv_share(features: Features, limits: Limits) -> float:
     """How much of the KV cache may be filled with the request in it: for one that cannot leave, half of what is left
     over for the others, too."""

@@ -10,7 +10,9 @@ from node.routing.step_fit import StepFit
 
 _FADE_S = 10.0  # long against one step (milliseconds), short against a change of load (tens of seconds)
 _START_SLACK_S = 0.3
-_SLACK_SHARE = 0.97
+_LATE_TARGET = 0.005
+_CAUTION_STEP = 0.15
+_START_CAUTION, _LEAST_CAUTION, _MOST_CAUTION = 1.5, 0.7, 2.3  # powers of ten: one in 30 later, one in 5, one in 200
 _LEAST_SLACK_S = 0.02
 _ENOUGH_ANSWERS = 32.0
 _SLACK_HALF_LIFE = 400.0  # answers
@@ -27,6 +29,7 @@ class EngineObserver:
         self._excess = FadingQuantiles(_SLACK_HALF_LIFE)
         self._excess_queued = FadingQuantiles(_SLACK_HALF_LIFE)
         self._mean_output_tokens: float | None = None
+        self._caution = _START_CAUTION
 
     def step(
         self, *, decoding: int, prefill_tokens: int, seconds: float, count: int, finished: int, full: bool
@@ -61,12 +64,27 @@ class EngineObserver:
 
         Seconds, not a share of the prediction: what goes wrong is the length of a step or two that others share.
         """
-        return _slack_s(self._excess)
+        return self._slack_s(self._excess)
 
     @property
     def queue_slack_s(self) -> float:
         """The same for those that waited in the node's queue, from when they were last told to."""
-        return _slack_s(self._excess_queued)
+        return self._slack_s(self._excess_queued)
+
+    def promised(self, *, kept: bool) -> None:
+        """Take in whether a request that could have left had its first token in time, wherever it was served.
+
+        The slack follows: a little less after each that was in time, much more after each that was late, so that
+        the share of late ones settles at `_LATE_TARGET`.
+        """
+        step = _CAUTION_STEP * (-_LATE_TARGET if kept else 1.0 - _LATE_TARGET)
+        self._caution = min(_MOST_CAUTION, max(_LEAST_CAUTION, self._caution + step))
+
+    def _slack_s(self, excess: FadingQuantiles) -> float:
+        if excess.weight < _ENOUGH_ANSWERS:
+            return _START_SLACK_S
+        found = excess.quantile(1.0 - 10.0**-self._caution)
+        return _START_SLACK_S if found is None else max(_LEAST_SLACK_S, found)
 
     def sequences_per_s(self, running: int) -> float | None:
         """Sequences finishing per second with `running` of them: as measured while full, else by the mean answer."""
@@ -75,10 +93,3 @@ class EngineObserver:
         if self._mean_output_tokens is None or self._fit.model is None or running == 0:
             return None
         return running / (self._mean_output_tokens * self._fit.model.step_s(running, 0))
-
-
-def _slack_s(excess: FadingQuantiles) -> float:
-    found = excess.quantile(_SLACK_SHARE)
-    if found is None or excess.weight < _ENOUGH_ANSWERS:
-        return _START_SLACK_S
-    return max(_LEAST_SLACK_S, found)

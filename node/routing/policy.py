@@ -137,8 +137,12 @@ class OverflowPolicy:
         if forecast is None:
             return _Outlook(obstacle, None, None)
         spent_s = now_s - features.arrived_s
-        slack_s = engine.ttft_slack_s if obstacle is None else engine.queue_slack_s
-        cautious_ttft_s = forecast.ttft_s + slack_s + forecast.wait_s * self.limits.wait_doubt
+        if obstacle is None:
+            cautious_ttft_s = forecast.ttft_s + engine.ttft_slack_s
+        else:
+            overtaken = min(1.0, snapshot.queue.overtaken) if features.may_leave else 0.0
+            cautious_ttft_s = forecast.ttft_s * (1.0 + overtaken) + engine.queue_slack_s
+        cautious_ttft_s += forecast.wait_s * self.limits.wait_doubt
         late = spent_s + cautious_ttft_s > features.ttft_budget_s
         if not late and features.latency_budget_s is not None:
             total_s = predict_total_s(features, engine, cautious_ttft_s)
@@ -205,7 +209,9 @@ class OverflowPolicy:
         leave_at_s = self._last_moment_s(features, option)
         safe = now_s < leave_at_s
         if obstacle is None and (stays_here or (not safe and _is_sooner(engine, ttft_s, option))):
-            reason = Reason.PREFERS_LOCAL if stays_here else Reason.SLOT_OPENED if queue.waited else Reason.WITHIN_BUDGET
+            reason = (
+                Reason.PREFERS_LOCAL if stays_here else Reason.SLOT_OPENED if queue.waited else Reason.WITHIN_BUDGET
+            )
             return Decision(target=Target.LOCAL, reason=reason, predicted_ttft_s=ttft_s)
         worth = _worth(features, engine, option)
         displaces: str | None = None

@@ -1,0 +1,353 @@
+"""A trace through the node's own routing in virtual time: the same `Admission`, policies and learned models as live.
+
+What stands in for the rest of the node: `SimulatedEngine` for vLLM, a provider whose time to first token is drawn from a
+log-normal distribution (the same draw for the same request under every policy), and a router that is told of a request what
+the node knows of one: its prompt length, its caller, and how long that caller's earlier answers were. How long this answer
+will be it learns when it is over.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from node.money import Price, Usage
+from node.routing.admission import Admission, Placement
+from node.routing.lengths import OutputLengths
+from node.routing.observer import EngineObserver
+from node.routing.policy import Policy
+from node.routing.profile import EngineProfile
+from node.routing.ttft import ProviderTtft
+from node.routing.values import (
+    CloudOption,
+    Decision,
+    EngineLoad,
+    EngineState,
+    Features,
+    Reason,
+    Residency,
+    Target,
+)
+from node.simulate.baselines import Observes, Seen
+from node.simulate.engine import Sequence as EngineSequence
+from node.simulate.engine import SimulatedEngine, StepReport
+from node.simulate.values import TraceRequest
+
+_MAX_OUTPUT_TOKENS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provider:
+    """The simulated cloud. TTFT is log-normal; `outages` are (from, to) in seconds during which every call fails.
+
+    `calls_per_minute` is its rate limit, None for none.
+    """
+
+    price: Price
+    ttft_median_s: float = 0.35
+    ttft_sigma: float = 0.35
+    outages: tuple[tuple[float, float], ...] = ()
+    calls_per_minute: int | None = None
+    seed: int = 0
+
+    def ttft_s(self, index: int) -> float:
+        """The time to first token of request `index`."""
+        draw = random.Random(f"{self.seed}/{index}").gauss(0.0, self.ttft_sigma)
+        return self.ttft_median_s * math.exp(draw)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """What every request is promised, and which are pinned (indices into the trace)."""
+
+    ttft_budget_s: float
+    pinned: frozenset[int] = frozenset()
+
+
+@dataclass(slots=True)
+class Fate:
+    """What became of one request. Times in seconds of the trace."""
+
+    decided_s: float
+    reason: Reason
+    target: Target
+    ttft_s: float | None = None
+    predicted_ttft_s: float | None = None
+    expected_at_s: float | None = None
+    cost_nano_usd: int = 0
+
+
+@dataclass(slots=True)
+class Replay:
+    """All fates, by index into the trace, and what the engine did."""
+
+    fates: list[Fate | None]
+    busy_s: float = 0.0
+    ended_s: float = 0.0
+    preemptions: int = 0
+    deepest: int = 0
+    decisions: int = 0
+
+
+class _World:
+    """The trace being replayed."""
+
+    def __init__(
+        self,
+        trace: Sequence[TraceRequest],
+        profile: EngineProfile,
+        provider: Provider,
+        promise: Promise,
+        policy: Policy,
+    ) -> None:
+        self.trace = trace
+        self.profile = profile
+        self.provider = provider
+        self.promise = promise
+        self.engine = SimulatedEngine(profile)
+        self.observer = EngineObserver()
+        self.lengths = OutputLengths()
+        self.ttft = ProviderTtft(assumed_s=provider.ttft_median_s * 2)
+        self.now_s = 0.0
+        self.replay = Replay([None] * len(trace))
+        self.features: dict[int, Features] = {}
+        self.first_tokens: list[tuple[float, int]] = []  # cloud answers under way
+        self._observer = policy if isinstance(policy, Observes) else None
+        self._option: CloudOption | None = None
+        self.admission = Admission(policy=policy, engine=self._load, cloud_options=self._options)
+
+    def run(self) -> Replay:
+        trace, engine, admission = self.trace, self.engine, self.admission
+        index = 0
+        while True:
+            times = [
+                engine.ends_s,
+                trace[index].arrival_s if index < len(trace) else None,
+                admission.next_wake_s(),
+                self.first_tokens[0][0] if self.first_tokens else None,
+            ]
+            known = [at for at in times if at is not None]
+            if not known:
+                break
+            self.now_s = now = max(self.now_s, min(known))
+            if times[0] is not None and times[0] <= now:
+                self._stepped(engine.step())
+            elif times[3] is not None and times[3] <= now:
+                _, answered = heapq.heappop(self.first_tokens)
+                self.ttft.add(self.provider.ttft_s(answered), now)
+                self._promised(answered, now - trace[answered].arrival_s)
+                self._option = None
+                self._tell(answered, ttft_s=self.provider.ttft_s(answered), output_tokens=trace[answered].output_tokens)
+            elif times[1] is not None and times[1] <= now:
+                self._arrive(index)
+                index += 1
+            else:
+                self._place(admission.wake(now))
+        self.replay.busy_s = engine.busy_s
+        self.replay.ended_s = self.now_s
+        self.replay.preemptions = engine.preemptions
+        return self.replay
+
+    def _arrive(self, index: int) -> None:
+        request = self.trace[index]
+        features = self._features(index, request)
+        self.features[index] = features
+        self.replay.decisions += 1
+        decision, settled = self.admission.arrive(features, self.now_s)
+        if decision.target is not Target.WAIT:
+            self._go(features, decision)
+        self._place(settled)
+        self.replay.deepest = max(self.replay.deepest, self.admission.depth)
+
+    def _features(self, index: int, request: TraceRequest) -> Features:
+        budget_s = self.promise.ttft_budget_s
+        pinned = index in self.promise.pinned
+        return Features(
+            request_id=str(index),
+            model="simulated",
+            residency=Residency.PREMISES if pinned else Residency.ANY,
+            prompt_bytes=4 * request.prompt_tokens,
+            prompt_tokens_estimate=request.prompt_tokens,
+            prompt_tokens_bound=request.prompt_tokens,
+            max_output_tokens=_MAX_OUTPUT_TOKENS,
+            choices=1,
+            needs=frozenset(),
+            prefer_local=False,
+            ttft_budget_s=budget_s,
+            latency_budget_s=None,
+            cost_budget_nano_usd=None,
+            arrived_s=request.arrival_s,
+            give_up_s=request.arrival_s + 3600.0,
+            tenant=request.client,
+            cached_tokens_estimate=request.prefix_hit_tokens,
+            output_tokens_estimate=self.lengths.expected(request.client),
+        )
+
+    def _place(self, placements: list[Placement]) -> None:
+        for placement in placements:
+            self._go(placement.features, placement.decision)
+
+    def _go(self, features: Features, decision: Decision) -> None:
+        index = int(features.request_id)
+        request = self.trace[index]
+        fate = Fate(
+            self.now_s,
+            decision.reason,
+            decision.target,
+            predicted_ttft_s=decision.predicted_ttft_s,
+            expected_at_s=decision.expected_at_s,
+        )
+        self.replay.fates[index] = fate
+        self._tell(index)
+        if decision.target is Target.LOCAL:
+            uncached = max(1, request.prompt_tokens - request.prefix_hit_tokens)
+            sequence = EngineSequence(index, request.prompt_tokens, uncached, request.output_tokens)
+            self.engine.submit(sequence, self.now_s)
+            self.admission.entered(features.request_id)
+        elif decision.target is Target.CLOUD:
+            ttft_s = self.provider.ttft_s(index)
+            fate.ttft_s = self.now_s + ttft_s - request.arrival_s
+            fate.cost_nano_usd = self.provider.price.cost_nano_usd(Usage(request.prompt_tokens, request.output_tokens))
+            heapq.heappush(self.first_tokens, (self.now_s + ttft_s, index))
+
+    def _stepped(self, report: StepReport) -> None:
+        for index in report.began:
+            fate = self.replay.fates[index]
+            assert fate is not None
+            fate.ttft_s = self.now_s - self.trace[index].arrival_s
+            self._promised(index, fate.ttft_s)
+            self._tell(index, ttft_s=self.now_s - fate.decided_s)
+            if fate.predicted_ttft_s is not None:
+                self.observer.began(self.now_s - fate.decided_s - fate.predicted_ttft_s, queued=False)
+            if fate.expected_at_s is not None:
+                self.observer.began(self.now_s - fate.expected_at_s, queued=True)
+        self.observer.step(
+            decoding=report.decoding,
+            prefill_tokens=report.prefill_tokens,
+            seconds=report.seconds,
+            count=report.count,
+            finished=len(report.finished),
+            full=self.engine.running + len(report.finished) >= self.profile.max_sequences or self.engine.waiting > 0,
+        )
+        for index in report.finished:
+            request = self.trace[index]
+            self.lengths.learn(request.client, request.output_tokens)
+            self.observer.answered(request.output_tokens)
+            self._tell(index, output_tokens=request.output_tokens)
+            self._place(self.admission.release(self.features.pop(index), self.now_s))
+        self._place(self.admission.let_in(self.now_s))
+
+    def _promised(self, index: int, ttft_s: float) -> None:
+        if index not in self.promise.pinned:
+            self.observer.promised(kept=ttft_s <= self.promise.ttft_budget_s)
+
+    def _tell(self, index: int, *, ttft_s: float | None = None, output_tokens: int | None = None) -> None:
+        """A policy that learns from what becomes of its decisions is told."""
+        fate = self.replay.fates[index]
+        if self._observer is not None and fate is not None:
+            seen = Seen(
+                request_id=str(index),
+                target=fate.target,
+                at_s=self.now_s,
+                prompt_tokens=self.trace[index].prompt_tokens,
+                ttft_s=ttft_s,
+                output_tokens=output_tokens,
+            )
+            self._observer.observe(seen, self.promise.ttft_budget_s)
+
+    def _load(self, in_flight: int) -> EngineLoad:
+        engine, profile, observer = self.engine, self.profile, self.observer
+        running = engine.running
+        return EngineLoad(
+            state=EngineState.READY,
+            capabilities=frozenset(),
+            context_tokens=profile.context_tokens,
+            max_sequences=profile.max_sequences,
+            in_flight=in_flight,
+            running=running,
+            waiting=engine.waiting,
+            kv_cache_usage=(engine.kv_used_tokens - engine.prefilling_left_tokens) / profile.kv_tokens,
+            queued_prefill_tokens=engine.prefill_left_tokens,
+            step=observer.step_model,
+            max_batched_tokens=profile.max_batched_tokens,
+            kv_tokens=profile.kv_tokens,
+            sequences_per_s=observer.sequences_per_s(running),
+            ttft_slack_s=observer.ttft_slack_s,
+            queue_slack_s=observer.queue_slack_s,
+        )
+
+    def _options(self, failed: frozenset[str]) -> tuple[CloudOption, ...]:
+        if self._option is None:
+            self._option = CloudOption(
+                provider="cloud",
+                model="simulated",
+                capabilities=frozenset(),
+                context_tokens=10**9,
+                max_output_tokens=None,
+                price=self.provider.price,
+                ttft_high_s=self.ttft.high_s(self.now_s),
+            )
+        return (self._option,)
+
+
+def replay(
+    trace: Sequence[TraceRequest], profile: EngineProfile, provider: Provider, promise: Promise, policy: Policy
+) -> Replay:
+    """Every request of `trace`, sorted by arrival, through `policy`; returns when the last answer is over."""
+    return _World(trace, profile, provider, promise, policy).run()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A replay in figures. Shares are fractions; None where there was nothing to count."""
+
+    requests: int
+    spillable: int
+    in_budget_share: float | None
+    pinned_in_budget_share: float | None
+    cloud_share: float
+    spend_nano_usd: int
+    ttft_p50_s: float
+    ttft_p95_s: float
+    ttft_p99_s: float
+    utilisation: float
+    preemptions: int
+    reasons: dict[str, int] = field(default_factory=dict)
+
+
+def summary(trace: Sequence[TraceRequest], promise: Promise, done: Replay) -> Outcome:
+    """What a replay comes to."""
+    reasons: dict[str, int] = {}
+    ttfts: list[float] = []
+    kept: Callable[[int], bool] = lambda index: (
+        (fate := done.fates[index]) is not None and (fate.ttft_s is not None and fate.ttft_s <= promise.ttft_budget_s)
+    )
+    spillable = [index for index in range(len(trace)) if index not in promise.pinned]
+    for fate in done.fates:
+        if fate is None:
+            continue
+        reasons[fate.reason] = reasons.get(fate.reason, 0) + 1
+        if fate.ttft_s is not None:
+            ttfts.append(fate.ttft_s)
+    ttfts.sort()
+    return Outcome(
+        requests=len(trace),
+        spillable=len(spillable),
+        in_budget_share=sum(map(kept, spillable)) / len(spillable) if spillable else None,
+        pinned_in_budget_share=sum(map(kept, promise.pinned)) / len(promise.pinned) if promise.pinned else None,
+        cloud_share=sum(fate is not None and fate.target is Target.CLOUD for fate in done.fates) / max(1, len(trace)),
+        spend_nano_usd=sum(fate.cost_nano_usd for fate in done.fates if fate is not None),
+        ttft_p50_s=_at(ttfts, 0.5),
+        ttft_p95_s=_at(ttfts, 0.95),
+        ttft_p99_s=_at(ttfts, 0.99),
+        utilisation=done.busy_s / done.ended_s if done.ended_s else 0.0,
+        preemptions=done.preemptions,
+        reasons=dict(sorted(reasons.items())),
+    )
+
+
+def _at(ordered: list[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
