@@ -1,7 +1,7 @@
 """From the engine's reports to what routing learns from: how long each step really took. No vLLM here, no clock.
 
-What is learned stays learned over an idle night; what it is learned from are durations, and those are only sound once
-late, bunched and stalled reports have been told apart from slow steps.
+A report carries the engine's own figure for the step, which leaves part of it out, and arrives at a time, which a busy
+event loop or a starved process puts off. Neither is the duration; together they give it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 from node.routing.observer import EngineObserver
 from node.routing.profile import StepModel
+from node.routing.quantiles import FadingQuantiles
 
 STALL_S = 1.0
 # A report this much sooner than its step can have taken has been held up behind the one before it.
 _BUNCHED_SHARE = 0.7
-_MOST_BUNCHED = 16  # so that an engine that has become faster is believed
+_MOST_BUNCHED = 64
+_RATIO_HALF_LIFE = 400.0  # steps
+_WILDEST_RATIO = 3.0  # a figure that leaves out more than two thirds of a step says nothing about its length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +53,11 @@ class Rates:
 class StepStats:
     """The engine's gauges and what it has taught, fed with every step.
 
-    A step's duration is the time since the previous report when that one left sequences running (with asynchronous
-    scheduling the engine's own figure covers only part of a step), else the engine's own figure. A gap that is longer
-    than the engine's figure by more than `STALL_S` was no step: a process was stopped, a grammar was compiled. Reports
-    that come too soon after one another were held up together, by an event loop that was busy: they are learned as so
-    many equal steps, which for a linear model is the same.
+    A step lasts from the previous report to its own when that one left sequences running (with asynchronous scheduling
+    the engine's figure covers only part of a step), unless the gap is longer than the figure by more than `STALL_S`:
+    then a process was stopped, or a grammar compiled. Reports that come too soon after one another were held up
+    together: the time they all took is shared out by the engine's figures. Where that time cannot be told, after idling
+    or when it is out of all proportion, a step lasts its figure times what steps usually last of theirs.
     """
 
     def __init__(self, max_sequences: int) -> None:
@@ -68,22 +71,27 @@ class StepStats:
     def forget(self) -> None:
         """Drop what was learned (from first steps, which compile kernels), keep the gauges."""
         self._observer = EngineObserver()
+        self._ratios = FadingQuantiles(_RATIO_HALF_LIFE)
         self._bunch: _Bunch | None = None
         self._rates: Rates | None = None
 
     def add(self, step: Step) -> None:
         """Take one report in."""
-        full = self.waiting > 0 or self.running >= self._max_sequences
-        seconds = self._duration_s(step)
-        if step.computed and seconds is not None:
-            if self._bunch is None or not self._held_up(step, seconds):
+        gap_s = self._gap_s(step)
+        if step.computed:
+            if self._bunch is None or not self._held_up(step, gap_s):
                 self._learn()
-                self._bunch = _Bunch(full, timed=self._is_timed)
-            elif not self._bunch.timed:
-                seconds = step.elapsed_s or seconds
-            self._bunch.add(step, seconds, full=full)
+                self._bunch = _Bunch(gap_s)
+            else:
+                self._bunch.gap_s = None if self._bunch.gap_s is None else self._bunch.gap_s + (gap_s or 0.0)
+            self._bunch.steps.append(step)
             if step.running == 0:
                 self._learn()  # what comes next starts from idle
+            if self.waiting > 0 or self.running >= self._max_sequences:
+                # Rates are sums, which late reports do not distort: here the time that passed is what counts.
+                self._observe(
+                    0, 0, (step.elapsed_s or 0.0) if gap_s is None else gap_s, finished=step.finished, full=True
+                )
         self.running, self.waiting, self.kv_cache_usage = step.running, step.waiting, step.kv_cache_usage
         self._last_at_s = step.at_s
         self._rates = None
@@ -111,57 +119,76 @@ class StepStats:
             )
         return self._rates
 
-    @property
-    def _is_timed(self) -> bool:
-        """Whether the step reported next began when the last one was reported, and not out of idleness."""
-        return self.running > 0 and self._last_at_s is not None
-
-    def _duration_s(self, step: Step) -> float | None:
-        if self._last_at_s is None or not self._is_timed:
-            return step.elapsed_s
+    def _gap_s(self, step: Step) -> float | None:
+        """From the previous report to this one, None where that says nothing about the step."""
+        if self.running == 0 or self._last_at_s is None:
+            return None
         gap_s = step.at_s - self._last_at_s
-        if step.elapsed_s is not None and gap_s - step.elapsed_s > STALL_S:
-            return step.elapsed_s
-        return gap_s
+        return None if step.elapsed_s is not None and gap_s - step.elapsed_s > STALL_S else gap_s
 
-    def _held_up(self, step: Step, seconds: float) -> bool:
-        if self._bunch is None or self._bunch.count >= _MOST_BUNCHED or self.running == 0:
+    def _held_up(self, step: Step, gap_s: float | None) -> bool:
+        if self._bunch is None or gap_s is None or len(self._bunch.steps) >= _MOST_BUNCHED:
             return False
         model = self._observer.step_model
         expected_s = model.step_s(step.decoding, step.prefill_tokens) if model is not None else 0.0
-        return seconds <= _BUNCHED_SHARE * max(expected_s, step.elapsed_s or 0.0)
+        return gap_s <= _BUNCHED_SHARE * max(expected_s, step.elapsed_s or 0.0)
 
     def _learn(self) -> None:
+        """Learn from the last bunch, which is complete now; mostly it is a single step."""
         bunch, self._bunch = self._bunch, None
         if bunch is None:
             return
-        count = bunch.count
+        steps, gap_s = bunch.steps, bunch.gap_s
+        elapsed_s = sum(step.elapsed_s or 0.0 for step in steps)
+        if len(steps) == 1 and gap_s is not None:
+            if elapsed_s > 0.0:
+                self._ratios.add(gap_s / elapsed_s)
+            self._observe(steps[0].decoding, steps[0].prefill_tokens, gap_s)
+            return
+        ratio = self._ratios.quantile(0.5) or 1.0
+        usual_s = ratio * elapsed_s
+        if ratio > _WILDEST_RATIO or elapsed_s <= 0.0:
+            if gap_s is not None:
+                self._observe_mean(steps, gap_s)
+            return
+        if gap_s is not None and 0.5 * usual_s <= gap_s <= 2.0 * usual_s:
+            ratio = gap_s / elapsed_s
+        for step in steps:
+            self._observe(step.decoding, step.prefill_tokens, ratio * (step.elapsed_s or 0.0))
+
+    def _observe_mean(self, steps: list[Step], seconds: float) -> None:
+        """As many equal steps: for a linear model that is the same."""
+        count = len(steps)
+        decoding = round(sum(step.decoding for step in steps) / count)
+        prefill_tokens = round(sum(step.prefill_tokens for step in steps) / count)
+        self._observe(decoding, prefill_tokens, seconds / count, count=count)
+
+    def _observe(
+        self,
+        decoding: int,
+        prefill_tokens: int,
+        seconds: float,
+        *,
+        count: int = 1,
+        finished: int = 0,
+        full: bool = False,
+    ) -> None:
         self._observer.step(
-            decoding=round(bunch.decoding / count),
-            prefill_tokens=round(bunch.prefill_tokens / count),
-            seconds=bunch.seconds / count,
+            decoding=decoding,
+            prefill_tokens=prefill_tokens,
+            seconds=seconds,
             count=count,
-            finished=bunch.finished,
-            full=bunch.full,
+            finished=finished,
+            full=full,
         )
 
 
 class _Bunch:
-    """Steps whose reports came together, and the one before them that had to wait for the same event loop.
+    """Steps whose reports came together, after one that had to wait for the same event loop, or a single step.
 
-    `timed`: the whole bunch took the time from the report before it. Else, after idling, nobody knows when it began.
+    `gap_s` is what they took together, None where nobody knows when the first began.
     """
 
-    def __init__(self, full: bool, *, timed: bool) -> None:
-        self.full = full
-        self.timed = timed
-        self.count = self.decoding = self.prefill_tokens = self.finished = 0
-        self.seconds = 0.0
-
-    def add(self, step: Step, seconds: float, *, full: bool) -> None:
-        self.full = self.full and full
-        self.count += 1
-        self.decoding += step.decoding
-        self.prefill_tokens += step.prefill_tokens
-        self.finished += step.finished
-        self.seconds += seconds
+    def __init__(self, gap_s: float | None) -> None:
+        self.gap_s = gap_s
+        self.steps: list[Step] = []

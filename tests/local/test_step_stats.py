@@ -65,6 +65,20 @@ def test_reports_held_up_by_a_busy_event_loop_do_not_distort_what_is_learned() -
     assert is_close(reported([0.06 if number % 10 == 0 else 0.0 for number in range(600)]), rel=0.1)
 
 
+def test_answer_whose_reports_all_come_at_its_end_is_learned_step_by_step() -> None:
+    # What a starved process does: thirty steps are told at once, half a second late.
+    stats = reported([0.0] * 100)
+    at_s = 100.0
+    for story in range(20):
+        at_s += 0.5
+        for number, (decoding, prefill) in enumerate(work(30)):
+            took_s = 0.8 * TRUE.step_s(decoding, prefill)
+            left = 0 if number == 29 else 1
+            arrived_s = at_s + number * 2e-5
+            stats.add(step(arrived_s, running=left, decoding=decoding, prefill_tokens=prefill, elapsed_s=took_s))
+        assert is_close(stats, rel=0.1), story
+
+
 def test_steps_after_idling_last_as_long_as_the_engine_says() -> None:
     stats = StepStats(4)
     for number, (decoding, prefill) in enumerate(work(200)):
