@@ -11,7 +11,6 @@ leaves. A term that has not been measured makes the whole answer unknown.
 from __future__ import annotations
 
 import math
-
 from dataclasses import dataclass
 
 from node.routing.values import EngineLoad, Features, Limits, QueueLoad
@@ -59,6 +58,9 @@ def predict_ttft_s(
     if wait_s is None:
         return None
     handed = engine.queued_prefill_tokens + queue.entering_tokens
+    if queue.sequences_ahead:
+        # What the step under way computes counts until it ends, and half of that is done on average.
+        handed -= 0.5 * min(handed, feed_tokens(engine, limits))
     tokens = handed + queue.prompt_tokens_ahead + features.uncached_tokens_estimate * features.choices
     # What is computed ahead of it will decode beside it; half of them do so on average.
     decoding = min(engine.max_sequences, engine.running + queue.sequences_ahead / 2)
@@ -110,15 +112,12 @@ def predict_total_s(features: Features, engine: EngineLoad, ttft_s: float) -> fl
 
 
 def local_work_s(features: Features, engine: EngineLoad) -> float | None:
-    """Seconds of the engine's time the request is expected to take when the engine is kept full; None when too cold.
+    """Seconds the request's prompt is expected to take, in steps full of prompts; None while too cold to tell.
 
-    A decode token costs its share of a step, a prompt token its own time and its share of a step filled up with them.
+    That is what those behind it wait for. Its decoding is left out: it goes on beside their prompts, after the deadline.
     """
     step = engine.step
     if step is None:
         return None
-    batch = max(1.0, engine.max_sequences / 2)
-    room = max(1.0, engine.max_batched_tokens - batch)
-    output = features.choices * min(features.max_output_tokens, features.output_tokens_estimate)
-    prompt = features.uncached_tokens_estimate
-    return prompt * (step.per_prefill_token_s + step.base_s / room) + output * (step.per_decode_s + step.base_s / batch)
+    room = max(1.0, engine.max_batched_tokens - engine.max_sequences / 2)
+    return features.uncached_tokens_estimate * (step.per_prefill_token_s + step.base_s / room)

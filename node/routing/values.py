@@ -256,7 +256,7 @@ class Decision:
 
     `cloud` is set for `Target.CLOUD`. For `Target.WAIT`, `leave_at_s` is the last safe moment at which it must be
     decided again (None: it stays; ask again at `give_up_s`), and `worth` what its leaving would cost, in nano-dollars
-    per second of local work (None: it may not leave). `displaces` is a waiting request that leaves in this one's place.
+    per second of local work (None: it may not leave any more, or the engine is too cold to tell). `displaces` is a waiting request that leaves in this one's place.
     `predicted_ttft_s` is the local prediction, None when the engine is too cold to know; `expected_at_s`, for
     one that waited, the time at which its first token was expected when it was told to. `retry_after_s` goes with
     `Target.REFUSE`.
