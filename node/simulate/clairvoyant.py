@@ -1,0 +1,585 @@
+"""A schedule of a router that knew the future, in the simulator the policies are replayed in: what can be had.
+
+`node.simulate.optimum` says what no router could have paid less than; this is the other end of the bracket. It is a
+policy like any other, so `node.simulate.replay` runs it, on the same engine and with the same cloud. It knows every
+arrival, every answer's length and the cloud's draws, and it decides ahead: `local` is a set of requests that stay, the
+others leave as they arrive. Its spend is therefore an upper bound of the least that can be paid in this simulator for
+its promise, and nothing more: the search is a local one, and its schedules are of one kind.
+
+The schedule. Those who stay are handed to the engine by deadline, which is by arrival, as every budget is equally long,
+but one for which there is no room in the KV cache may be overtaken by those for which there is:
+
+ 1. so many prompt tokens at a time that a step stays short (what arrives during a long one waits for all of it);
+ 2. only where all in the engine, run to their ends, fit the KV cache, so that next to nothing is preempted;
+ 3. at most one more than `max_sequences`.
+
+The search. It drives a `SimulatedEngine` by itself, without queue and learning (20 to 40 times as fast as a replay),
+forks it every two seconds, and goes back to a fork to try something else.
+
+ 1. Repair: whenever a first token is late, the request that is cheapest to send away per second of its work, among
+    those that stood in the way, leaves; the engine goes back to before its arrival. After Moore and Hodgson (1968), who
+    drop the longest job before the first late one. Where only pinned requests are left, they are late.
+ 2. Improve: each request in the cloud is tried here, dearest per second of work first; it stays if nobody is late for
+    some seconds, or if sending away cheaper ones that cost less in all puts that right.
+
+Nobody who stays is late on purpose, although `late_share` would allow it: what is late are draws of the cloud, pinned
+requests that would be late without any others, and whatever a start given had late.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+import math
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from node.money import Usage
+from node.routing.profile import EngineProfile
+from node.routing.values import Decision, Features, Reason, Snapshot, Target
+from node.simulate.engine import Sequence as EngineSequence
+from node.simulate.engine import SimulatedEngine
+from node.simulate.offered import sustained_batch
+from node.simulate.optimum import Bound
+from node.simulate.replay import Promise, Provider, Replay, replay
+from node.simulate.values import TraceRequest
+
+LATE_SHARE = 0.005
+"""Of all spillable requests so many may be late: twice as strict as what the node promises."""
+
+_FORK_S = 2.0
+_NEAR_S, _FAR_S = 6.0, 60.0  # how far back those who stood in the way are looked for: first, and for pinned ones
+_AHEAD_S = 8.0  # how long nobody may be late after a request that is tried
+_MOST_LEAVING = 3
+_STEP_SHARES = (0.05, 0.1, 0.2)  # of the budget: how long a step full of prompts may take
+_APART_S = 1e-3  # between two hand-overs, so that their order is theirs alone; the least `Admission` lets one wait
+_MOST_OVERTAKEN = 16
+_MOST_PARTS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class HindsightPolicy:
+    """Those in `hand_over_s`, by index into the trace, are handed to the engine then; the others leave at once."""
+
+    hand_over_s: Mapping[int, float]
+
+    def decide(self, features: Features, snapshot: Snapshot, now_s: float) -> Decision:
+        """Where it was decided beforehand. Looks at nothing but the time."""
+        at_s = self.hand_over_s.get(int(features.request_id))
+        if at_s is None and features.may_leave and snapshot.cloud:
+            return Decision(target=Target.CLOUD, reason=Reason.PREDICTED_LATE, cloud=snapshot.cloud[0])
+        if at_s is None or now_s >= at_s:
+            reason = Reason.WITHIN_BUDGET if features.may_leave else Reason.PINNED
+            return Decision(target=Target.LOCAL, reason=reason)
+        return Decision(target=Target.WAIT, reason=Reason.NO_SLOT, leave_at_s=at_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clairvoyant:
+    """The cheapest schedule found.
+
+    `local` are the spillable requests that stay, `policy` what runs the schedule, `replay` how it ran, `rounds` how
+    many rounds of improvement there were. `late` counts the spillable requests that were late, here or in the cloud,
+    `pinned_late` the pinned ones, `pinned_late_alone` those that would have been, had the engine had no others.
+    """
+
+    spend_nano_usd: int
+    local: frozenset[int]
+    policy: HindsightPolicy
+    replay: Replay
+    rounds: int
+    late: int
+    pinned_late: int
+    pinned_late_alone: int
+
+
+def clairvoyant(
+    trace: Sequence[TraceRequest],
+    profile: EngineProfile,
+    provider: Provider,
+    promise: Promise,
+    *,
+    starts: Sequence[frozenset[int]] = (),
+    bound: Bound | None = None,
+    rounds: int = 8,
+    late_share: float = LATE_SHARE,
+) -> Clairvoyant:
+    """The cheapest schedule of `trace`, sorted by arrival, that the search finds (see the module).
+
+    It starts from each of `starts`, the requests some policy kept, and from what `bound` keeps; without either from
+    everything. A start that keeps the promise as it is given is never undercut by the result: it is no dearer. The
+    promise is that at most `late_share` of the spillable requests are late, and of the pinned ones no more than had the
+    engine had no others, or than a start had that is taken as it is. Outages and rate limits are not looked at.
+
+    Deterministic; `rounds` is the most passes of improvement. Raises ValueError, as a replay does, for a pinned request
+    larger than the KV cache.
+    """
+    search = _Search(trace, profile, provider, promise)
+    given = list(dict.fromkeys(starts))
+    if bound is not None:
+        given.append(frozenset(i for i, share in enumerate(bound.local_share) if share > 0.5))
+    if not given:
+        given.append(frozenset(range(len(trace))))
+    alone = search.alone()
+    spillable = len(trace) - len(promise.pinned)
+    choices = _step_token_choices(profile, promise)
+    found: list[_Plan] = []
+    for start in starts:
+        for search.step_tokens in choices:
+            search.keep_only(start)
+            plan = search.plan(search.late_as_it_is())
+            if plan.late <= late_share * spillable:
+                found.append(plan)
+    most_pinned_late = max([len(alone), *(plan.pinned_late for plan in found)])
+    search.spare_late = most_pinned_late - len(alone)
+    for start in given:
+        for search.step_tokens in choices:
+            search.keep_only(start)
+            search.repair()
+            found.append(search.plan())
+
+    def badness(plan: _Plan) -> tuple[int, float, int]:
+        over = max(0.0, plan.late - late_share * spillable)
+        return max(0, plan.pinned_late - most_pinned_late), over, plan.spend
+
+    best = min(found, key=badness)
+    repaired = min((plan for plan in found if not plan.given), key=badness)
+    search.step_tokens = repaired.step_tokens
+    search.keep_only(repaired.local)
+    done, parts = 0, 2
+    while done < rounds and parts <= _MOST_PARTS and best.spend:
+        search.improve(done, parts)
+        search.repair()
+        plan = search.plan()
+        done += 1
+        if badness(plan) < badness(repaired):
+            repaired = plan
+        else:  # too many at once come in each other's way
+            search.keep_only(repaired.local)
+            parts *= 4
+        best = min(best, plan, key=badness)
+    policy = HindsightPolicy(best.hand_over_s)
+    ran = replay(trace, profile, provider, promise, policy)
+    late = [i for i, fate in enumerate(ran.fates) if fate is None or not (fate.ttft_s or 0.0) <= promise.ttft_budget_s]
+    return Clairvoyant(
+        spend_nano_usd=sum(fate.cost_nano_usd for fate in ran.fates if fate is not None),
+        local=best.local,
+        policy=policy,
+        replay=ran,
+        rounds=done,
+        late=sum(i not in promise.pinned for i in late),
+        pinned_late=sum(i in promise.pinned for i in late),
+        pinned_late_alone=len(alone),
+    )
+
+
+def _step_token_choices(profile: EngineProfile, promise: Promise) -> list[int]:
+    """Prompt tokens a step may hold, for the shares of the budget it may take."""
+    per_token_s = profile.step.per_prefill_token_s
+    most = profile.max_batched_tokens
+    if per_token_s <= 0:
+        return [most]
+    return sorted({min(most, max(1, int(share * promise.ttft_budget_s / per_token_s))) for share in _STEP_SHARES})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """A set that stays, when each of it is handed over, and what that comes to. `given`: it is a start, untouched."""
+
+    local: frozenset[int]
+    hand_over_s: dict[int, float]
+    step_tokens: int
+    spend: int
+    late: int
+    pinned_late: int
+    given: bool
+
+
+class _Engine(SimulatedEngine):
+    """An engine that can be copied, and that knows how much of the KV cache will be used."""
+
+    def fork(self) -> _Engine:
+        """A copy that goes on by itself."""
+        other = copy.copy(self)
+        copies: dict[int, EngineSequence] = {}
+
+        def of(sequence: EngineSequence) -> EngineSequence:
+            found = copies.get(id(sequence))
+            if found is None:
+                found = copies[id(sequence)] = copy.copy(sequence)
+            return found
+
+        other._waiting = deque(map(of, self._waiting))
+        other._prefilling = list(map(of, self._prefilling))
+        other._decoding = {owner: of(sequence) for owner, sequence in self._decoding.items()}
+        other._ends = [(end, owner, of(sequence)) for end, owner, sequence in self._ends if not sequence.gone]
+        heapq.heapify(other._ends)
+        other._chunks = [(of(sequence), tokens) for sequence, tokens in self._chunks]
+        if self._step is not None:
+            other._step = copy.copy(self._step)
+            other._step.began, other._step.finished = [], []
+        return other
+
+    @property
+    def next_prefill_tokens(self) -> int:
+        """Prompt tokens to compute that are not in the step under way."""
+        return self.prefill_left_tokens - (self._step.prefill_tokens if self._step else 0)
+
+    @property
+    def first_step_ends_s(self) -> float:
+        """When the step under way ends, of several equal ones the first."""
+        return self._began_s + self._step.seconds if self._step else math.inf
+
+    def decodes(self, owner: int) -> bool:
+        """Whether that sequence is past its prompt and not finished."""
+        return owner in self._decoding
+
+    def oldest_to_begin(self) -> int | None:
+        """Of those without a first token, the one handed over first."""
+        for sequence in (*self._prefilling, *self._waiting):
+            if not sequence.began:
+                return sequence.owner
+        return None
+
+    def holds_to_the_end(self, more: Iterable[tuple[int, int]]) -> bool:
+        """Whether all in it and `more`, (prompt, output) tokens, fit the KV cache until each of them is finished.
+
+        Takes it that prompts are computed at once. At each end, all that end no earlier hold what they have by then.
+        """
+        now = self._decode_steps
+        runs = [
+            (each.ends_at_token, each.held_tokens + each.output_left - each.ends_at_token)
+            for each in self._decoding.values()
+        ]
+        runs += [(now + each.output_left, each.prompt_tokens - now) for each in (*self._prefilling, *self._waiting)]
+        runs += [(now + output, prompt - now) for prompt, output in more]
+        runs.sort(reverse=True)
+        held, most = 0, self.profile.kv_tokens
+        for count, (end, tokens) in enumerate(runs, 1):
+            held += tokens
+            if held + count * end > most:
+                return False
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """The schedule at one moment, to be gone on from, or gone back to.
+
+    `index` is the next arrival, `waiting` are those held back, `handing` those to be handed over and when. `reserved`
+    is what those `inside` the engine hold at most. `calm_index` is the first arrival since nobody waited for a first
+    token, `full_at_s` when last somebody was held back for want of room, `full_need` the least (prompt
+    and output tokens) there was no room for since something finished.
+    """
+
+    engine: _Engine
+    at_s: float = 0.0
+    now_s: float = 0.0
+    index: int = 0
+    waiting: deque[int] = field(default_factory=deque)
+    handing: deque[tuple[float, int]] = field(default_factory=deque)
+    reserved: int = 0
+    inside: int = 0
+    calm_index: int = 0
+    full_at_s: float = -math.inf
+    full_need: float = math.inf
+
+    def fork(self) -> _Run:
+        """A copy that goes on by itself."""
+        other = copy.copy(self)
+        other.engine = self.engine.fork()
+        other.waiting, other.handing = self.waiting.copy(), self.handing.copy()
+        return other
+
+    @property
+    def over(self) -> bool:
+        """Nothing under way and nobody waiting."""
+        return self.engine.ends_s is None and not self.waiting and not self.handing
+
+
+class _Search:
+    """The trace, who of it stays, and how that went when it was last run. Indices are into the trace."""
+
+    def __init__(
+        self, trace: Sequence[TraceRequest], profile: EngineProfile, provider: Provider, promise: Promise
+    ) -> None:
+        self.profile = profile
+        self.budget_s = promise.ttft_budget_s
+        self.pinned = promise.pinned
+        self.count = len(trace)
+        self.step_tokens = profile.max_batched_tokens
+        self.overtaking = True
+        self.arrival_s = [each.arrival_s for each in trace]
+        self.prompt = [each.prompt_tokens for each in trace]
+        self.own = [max(1, each.prompt_tokens - each.prefix_hit_tokens) for each in trace]
+        self.output = [each.output_tokens for each in trace]
+        self.cost = [provider.price.cost_nano_usd(Usage(each.prompt_tokens, each.output_tokens)) for each in trace]
+        batch, step = sustained_batch(trace, profile), profile.step
+        per_prompt_s = step.per_prefill_token_s + step.base_s / max(1.0, profile.max_batched_tokens - batch)
+        # What `base_s` a token bears: the share of the cache its sequence holds, or of the sequences there can be.
+        cache_is_tight = batch < profile.max_sequences
+        work_s = [
+            own * per_prompt_s
+            + output
+            * (
+                step.per_decode_s
+                + step.base_s
+                * ((prompt + output / 2) / profile.kv_tokens if cache_is_tight else 1 / profile.max_sequences)
+            )
+            for own, prompt, output in zip(self.own, self.prompt, self.output, strict=True)
+        ]
+        self.worth = [cost / seconds for cost, seconds in zip(self.cost, work_s, strict=True)]
+        most = min(profile.kv_tokens, profile.context_tokens)
+        self.spillable = [i for i in range(self.count) if i not in self.pinned]
+        self.fitting = [i for i in self.spillable if self.prompt[i] + self.output[i] <= most]
+        self.late_in_cloud = {i for i in self.spillable if not provider.ttft_s(i) <= self.budget_s}
+        self.stays = bytearray(self.count)
+        self.first_s = [math.inf] * self.count
+        self.hand_over_s = [0.0] * self.count
+        self.late_anyway = bytearray(self.count)
+        self.excused = bytearray(self.count)
+        self.spare_late = 0  # pinned ones that may be late beyond those
+
+    def keep_only(self, local: frozenset[int]) -> None:
+        """The pinned ones and, of those given, who fits the engine."""
+        self.stays = bytearray(self.count)
+        for i in self.pinned:
+            self.stays[i] = 1
+        for i in self.fitting:
+            self.stays[i] = i in local
+
+    def alone(self) -> set[int]:
+        """The pinned requests that are late even if nobody else stays; they are never again a reason to repair."""
+        self.keep_only(frozenset())
+        late = self.late_as_it_is()
+        for i in late:
+            self.late_anyway[i] = 1
+        return late
+
+    def late_as_it_is(self) -> set[int]:
+        """Who of those that stay is late, nobody sent away."""
+        self.excused = bytearray(self.count)
+        run, late = _Run(_Engine(self.profile)), set()
+        while found := self._advance(run, math.inf):
+            late.update(found)
+        return late
+
+    def plan(self, late: set[int] | None = None) -> _Plan:
+        """What was last run. `late` when it was run as it is."""
+        local = frozenset(i for i in self.fitting if self.stays[i])
+        given = late is not None
+        if late is None:
+            late = {
+                i for i in range(self.count) if self.stays[i] and self.first_s[i] - self.arrival_s[i] > self.budget_s
+            }
+        return _Plan(
+            local=local,
+            hand_over_s={i: self.hand_over_s[i] for i in (*local, *self.pinned)},
+            step_tokens=self.step_tokens,
+            spend=sum(self.cost[i] for i in self.spillable if not self.stays[i]),
+            late=len(late - self.pinned) + len(self.late_in_cloud - local),
+            pinned_late=len(late & self.pinned),
+            given=given,
+        )
+
+    def repair(self) -> None:
+        """Send away, from the first late one to the last, whoever is cheapest among those in the way."""
+        self.excused = bytearray(self.late_anyway)
+        forks = [_Run(_Engine(self.profile))]
+        run = forks[0].fork()
+        while run.index < self.count or not run.over:
+            late = self._advance(run, run.at_s + _FORK_S)
+            if not late:
+                # The trace may be silent for hours.
+                idle_s = self.arrival_s[run.index] - _FORK_S if run.over and run.index < self.count else 0.0
+                run.at_s = max(run.at_s + _FORK_S, idle_s)
+                forks.append(run.fork())
+                since_s = self._waits_since_s(run) - _FAR_S - _FORK_S
+                while len(forks) > 2 and forks[1].at_s < since_s:
+                    del forks[0]
+                continue
+            leaves = self._in_the_way(run, late[0], forks[0].index)
+            if leaves is None:
+                for i in late:
+                    self.excused[i] = 1
+                continue
+            self.stays[leaves] = 0
+            while forks[-1].index > leaves:
+                forks.pop()
+            run = forks[-1].fork()
+
+    def improve(self, number: int, parts: int) -> None:
+        """Try one of `parts` of those in the cloud where they stand; which, says `number`."""
+        self.excused = bytearray(self.late_anyway)
+        away = sorted((i for i in self.fitting if not self.stays[i]), key=lambda i: (-self.worth[i], i))
+        tried: dict[int, list[int]] = {}
+        for i in away[number % parts :: parts]:
+            tried.setdefault(int(self.arrival_s[i] / _FORK_S), []).append(i)
+        run = _Run(_Engine(self.profile))
+        for cell in sorted(tried):
+            begin_s = cell * _FORK_S
+            while late := self._advance(run, math.nextafter(begin_s, -math.inf)):
+                for i in late:
+                    self.excused[i] = 1
+            ahead = run.fork()  # who is late without any of them is not held against them
+            blameless: list[int] = []
+            while late := self._advance(ahead, begin_s + _FORK_S + _AHEAD_S):
+                blameless += late
+                for i in late:
+                    self.excused[i] = 1
+            for i in tried[cell]:
+                self._try(run, i)
+            for i in blameless:
+                self.excused[i] = self.late_anyway[i]
+
+    def _try(self, before: _Run, new: int) -> None:
+        """Keep `new` if it and those it drives out leave nobody late for a while, and cost less than it."""
+        self.stays[new] = 1
+        out: list[int] = []
+        paid = 0
+        run = before.fork()
+        while late := self._advance(run, self.arrival_s[new] + _AHEAD_S):
+            leaves = None
+            if len(out) < _MOST_LEAVING:
+                leaves = self._in_the_way(run, late[0], before.index, than=new)
+            if leaves is not None:
+                paid += self.cost[leaves]
+            if leaves is None or paid >= self.cost[new]:
+                self.stays[new] = 0
+                for i in out:
+                    self.stays[i] = 1
+                return
+            self.stays[leaves] = 0
+            out.append(leaves)
+            run = before.fork()
+
+    def _in_the_way(self, run: _Run, late: int, first: int, than: int | None = None) -> int | None:
+        """Whose leaving costs least per second of work, among those with an index from `first` on that held `late` up.
+
+        That is who came since the engine was last through with its prompts and, if there was no room, who decodes or
+        overtook it. With `than`: only who is cheaper than that. Only for a pinned one there may be nobody. Where too
+        many of them are late already it is then who came last before it, as all the engine did before has a part in it.
+        """
+        arrival_s, decodes = self.arrival_s[late], run.engine.decodes
+        begin = max(first, bisect_left(self.arrival_s, min(run.now_s - _NEAR_S, arrival_s - self.budget_s)))
+        calm = min(run.calm_index, late)
+        if run.full_at_s >= arrival_s:
+            end = run.index
+        else:
+            begin, end = max(begin, calm), late + 1
+        found: int | None = None
+        least = math.inf if than is None else self.worth[than]
+        for i in range(begin, end):
+            if self.stays[i] and self.worth[i] < least and i not in self.pinned and (i >= calm or decodes(i)):
+                found, least = i, self.worth[i]
+        if found is not None or than is not None or not self._too_many_late(late):
+            return found
+        begin = max(first, bisect_left(self.arrival_s, run.now_s - _FAR_S))
+        return next((i for i in range(late, begin - 1, -1) if self.stays[i] and i not in self.pinned), None)
+
+    def _too_many_late(self, until: int) -> bool:
+        """Whether more pinned ones up to that index were late than may be."""
+        late = anyway = 0
+        for i in self.pinned:
+            if i <= until:
+                late += self.first_s[i] - self.arrival_s[i] > self.budget_s
+                anyway += self.late_anyway[i]
+        return late > anyway + self.spare_late * until / self.count
+
+    def _waits_since_s(self, run: _Run) -> float:
+        """When the first of those arrived that have no first token yet; now, if all have."""
+        oldest = [i for i in (run.engine.oldest_to_begin(),) if i is not None]
+        oldest += [run.waiting[0]] if run.waiting else []
+        oldest += [run.handing[0][1]] if run.handing else []
+        return min((self.arrival_s[i] for i in oldest), default=run.at_s)
+
+    def _advance(self, run: _Run, until_s: float) -> list[int]:
+        """Run on through what happens up to `until_s`, or up to the first late token: those late by it, else none.
+
+        Events in the order of the replay: at the same time steps before arrivals before hand-overs.
+        """
+        arrival_s, stays, engine, index, count = self.arrival_s, self.stays, run.engine, run.index, self.count
+        late: list[int] = []
+        while not late:
+            while index < count and not stays[index]:
+                index += 1
+            ends_s = engine.ends_s
+            step_s = math.inf if ends_s is None else ends_s
+            arrives_s = arrival_s[index] if index < count else math.inf
+            hand_s = run.handing[0][0] if run.handing else math.inf
+            now_s = min(step_s, arrives_s, hand_s)
+            if now_s > until_s or now_s == math.inf:
+                break
+            run.now_s = now_s
+            if step_s == now_s:
+                report = engine.step()
+                for i in report.began:
+                    self.first_s[i] = now_s
+                    if now_s - arrival_s[i] > self.budget_s and not self.excused[i]:
+                        late.append(i)
+                for i in report.finished:
+                    run.inside -= 1
+                    run.reserved -= self.prompt[i] + self.output[i]
+                    run.full_need = math.inf
+                if run.waiting:
+                    self._hand_over(run)
+                elif not engine.next_prefill_tokens:
+                    run.calm_index = index
+            elif arrives_s == now_s:
+                if run.handing or (run.waiting and not self.overtaking) or not self._has_room(run, index):
+                    run.waiting.append(index)
+                else:
+                    self._take(run, index)
+                    self._submit(run, index)
+                index += 1
+            else:
+                self._submit(run, run.handing.popleft()[1])
+        run.index = index
+        return late
+
+    def _has_room(self, run: _Run, index: int) -> bool:
+        """Rules 1 to 3 of the schedule."""
+        engine = run.engine
+        if run.inside == 0:
+            return True
+        need = self.prompt[index] + self.output[index]
+        if need >= run.full_need or run.inside > self.profile.max_sequences:
+            run.full_at_s = run.now_s
+            return False
+        tokens = engine.next_prefill_tokens + sum(self.own[i] for _, i in run.handing)
+        if tokens and tokens + self.own[index] > self.step_tokens:
+            return False
+        if run.reserved + need <= self.profile.kv_tokens:
+            return True
+        more = [(self.prompt[i], self.output[i]) for i in (index, *(i for _, i in run.handing))]
+        if engine.holds_to_the_end(more):
+            return True
+        run.full_need, run.full_at_s = need, run.now_s
+        return False
+
+    def _hand_over(self, run: _Run) -> None:
+        """Take from those waiting who fits the next step, each a moment after the other."""
+        ends_s = run.engine.first_step_ends_s
+        at_s = run.now_s + _APART_S
+        place = 0
+        while place < len(run.waiting) and at_s < ends_s:
+            index = run.waiting[place]
+            if self._has_room(run, index):
+                del run.waiting[place]
+                self._take(run, index)
+                run.handing.append((at_s, index))
+                at_s += _APART_S
+            elif self.overtaking and run.full_at_s == run.now_s and place < _MOST_OVERTAKEN:
+                place += 1
+            else:
+                break
+
+    def _take(self, run: _Run, index: int) -> None:
+        run.inside += 1
+        run.reserved += self.prompt[index] + self.output[index]
+
+    def _submit(self, run: _Run, index: int) -> None:
+        self.hand_over_s[index] = run.now_s
+        run.engine.submit(EngineSequence(index, self.prompt[index], self.own[index], self.output[index]), run.now_s)
