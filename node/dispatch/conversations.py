@@ -81,7 +81,11 @@ def _call_ids(data: bytes) -> list[str]:
     for piece in pieces:
         if _MARK not in piece:
             continue
-        for choice in _decoder.decode(piece.removeprefix(_FRAME)).choices:
+        try:
+            choices = _decoder.decode(piece.removeprefix(_FRAME)).choices
+        except msgspec.DecodeError:
+            continue  # passed on as it is; a conversation that may go anywhere is no reason to cut an answer
+        for choice in choices:
             message = choice.delta or choice.message
             for call in (message.tool_calls if message else None) or ():
                 if call.id and len(call.id) <= _LONGEST_ID:

@@ -83,6 +83,13 @@ def test_text_that_looks_like_a_tool_call_is_none() -> None:
     assert len(known) == 0
 
 
+@pytest.mark.parametrize("data", [b'"tool_calls":[{', b'data: {"choices":[{"delta":{"tool_calls":[{"id":7}]}}]}\n\n'])
+def test_tool_call_that_cannot_be_read_is_passed_over(data: bytes) -> None:
+    known = Conversations(Clock())
+    known.remember("t", "demo", data, "local")
+    assert len(known) == 0
+
+
 def test_ten_minutes_later_it_is_forgotten() -> None:
     clock = Clock()
     known = Conversations(clock)
