@@ -23,7 +23,13 @@ forks it every two seconds, and goes back to a fork to try something else.
     some seconds, or if sending away cheaper ones that cost less in all puts that right.
 
 Nobody who stays is late on purpose, although `late_share` would allow it: what is late are draws of the cloud, pinned
-requests that would be late without any others, and whatever a start given had late.
+requests that would be late without any others (or about as many), and whatever a start given had late.
+
+How far from the bound it ends, in hundredths of what all spillable requests cost in the cloud: on six public traces
+with a GPU-like engine, a fifth of the requests pinned and a budget of 1 s, 0.5 to 6 at 0.7 of what the engine can do,
+2 to 10 at 1.0, 1 to 16 at 1.5 (five of them). It is far where the KV cache or prompts of tens of thousands of tokens
+are what is short: there the bound is loose (it may split and stop requests at will) and the search is weak, in
+unknown parts.
 """
 
 from __future__ import annotations
@@ -52,11 +58,11 @@ LATE_SHARE = 0.005
 _FORK_S = 2.0
 _NEAR_S, _FAR_S = 6.0, 60.0  # how far back those who stood in the way are looked for: first, and for pinned ones
 _AHEAD_S = 8.0  # how long nobody may be late after a request that is tried
-_MOST_LEAVING = 3
+_MOST_LEAVING = 3  # for the sake of one
 _STEP_SHARES = (0.05, 0.1, 0.2)  # of the budget: how long a step full of prompts may take
 _APART_S = 1e-3  # between two hand-overs, so that their order is theirs alone; the least `Admission` lets one wait
 _MOST_OVERTAKEN = 16
-_MOST_PARTS = 128
+_MOST_PARTS = 128  # a round tries one of so many parts of those in the cloud; a round without gain makes them smaller
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +115,9 @@ def clairvoyant(
     """The cheapest schedule of `trace`, sorted by arrival, that the search finds (see the module).
 
     It starts from each of `starts`, the requests some policy kept, and from what `bound` keeps; without either from
-    everything. A start that keeps the promise as it is given is never undercut by the result: it is no dearer. The
+    everything. The result costs no more than a start that, run in this module's schedule, keeps the promise. The
     promise is that at most `late_share` of the spillable requests are late, and of the pinned ones no more than had the
-    engine had no others, or than a start had that is taken as it is. Outages and rate limits are not looked at.
+    engine had no others, or about as many, or than such a start has. Outages and rate limits are not looked at.
 
     Deterministic; `rounds` is the most passes of improvement. Raises ValueError, as a replay does, for a pinned request
     larger than the KV cache.
