@@ -252,7 +252,11 @@ class Node:
         self.metrics.add(outcome)
         self.experience[outcome.model].learn(outcome)
         engine = self.engines.get(outcome.model)
-        if engine is None or outcome.backend != LOCAL or outcome.usage is None:
+        if engine is None:
+            return
+        if outcome.may_leave and outcome.ttft_s is not None and outcome.backend != "cache":
+            engine.promised(kept=outcome.ttft_s <= outcome.ttft_budget_s)
+        if outcome.backend != LOCAL or outcome.usage is None:
             return
         if outcome.ttft_excess_s is not None:
             engine.began(outcome.ttft_excess_s, queued=False)

@@ -77,6 +77,7 @@ class Journey:
             choices=features.choices,
             ttft_excess_s=ttft_excess_s,
             queue_excess_s=queue_excess_s,
+            may_leave=features.may_leave,
         )
 
 

@@ -27,7 +27,8 @@ class Outcome:
     `backend` is ``local``, a provider's name, ``cache`` or None when nothing served it. `ttft_s` runs from arrival
     to the first content chunk and is None for answers that are not streamed. `predicted_ttft_s` is what the local
     engine was predicted to take from the decision on; `ttft_excess_s` is how much later than that the first content
-    came, and `queue_excess_s` the same from when a request that waited was last told to. `reference_nano_usd` is what
+    came, and `queue_excess_s` the same from when a request that waited was last told to. `may_leave` is false for a
+    pinned request. `reference_nano_usd` is what
     the same tokens cost at list price, None where no list price is known.
     """
 
@@ -53,3 +54,4 @@ class Outcome:
     choices: int = 1
     ttft_excess_s: float | None = None
     queue_excess_s: float | None = None
+    may_leave: bool = True

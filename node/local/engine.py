@@ -21,7 +21,7 @@ from node.local.outputs import CountedEngine, Tally
 from node.local.prefill import PrefillQueue
 from node.local.processes import EngineProcess, descendants, spawning_apart, step_back, sweep
 from node.local.serving import Serving
-from node.local.stats import Step, StepStats
+from node.local.stats import Step, StepStats, TimedStep
 from node.local.warm_up import warm_up
 from node.routing.values import Capability, EngineLoad, EngineState
 
@@ -37,9 +37,9 @@ class LocalEngine:
     """One model on the local device.
 
     `clock` gives monotonic seconds. Called on the event loop: `on_state` with each new state, `on_step` after each step
-    of the engine, `on_entered` with the id of a call once the engine counts its prompts itself. `on_progress` gets one
-    line per step of the start, in whatever thread. After `stop` or a failure the object stays down; build a new one to
-    start again.
+    of the engine, `on_entered` with the id of a call once the engine counts its prompts itself, `on_timed` with each
+    step once it is known how long it took. `on_progress` gets one line per step of the start, in whatever thread. After
+    `stop` or a failure the object stays down; build a new one to start again.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class LocalEngine:
         on_state: Callable[[EngineState], None] = lambda state: None,
         on_step: Callable[[], None] = lambda: None,
         on_entered: Callable[[str], None] = lambda request_id: None,
+        on_timed: Callable[[TimedStep], None] = lambda step: None,
         on_progress: Callable[[str], None] = _log.info,
     ) -> None:
         self.model_name = model_name
@@ -59,6 +60,7 @@ class LocalEngine:
         self._on_state = on_state
         self.on_step = on_step
         self._on_entered = on_entered
+        self._on_timed = on_timed
         self._progress = on_progress
         self._state = EngineState.STARTING
         self._stopping = False
@@ -139,6 +141,10 @@ class LocalEngine:
     def began(self, excess_s: float, *, queued: bool) -> None:
         """Learn from a first token: how much later than predicted it came. `queued`: predicted while it waited."""
         self._stats.began(excess_s, queued=queued)
+
+    def promised(self, *, kept: bool) -> None:
+        """Learn whether a request that could have left was in time, wherever it was served."""
+        self._stats.promised(kept=kept)
 
     def answered(self, output_tokens: int) -> None:
         """Learn from the length of a finished answer."""
@@ -236,7 +242,7 @@ class LocalEngine:
         state = State()
         await init_app_state(CountedEngine(self._llm), state, args, await self._llm.get_supported_tasks())
         serving = Serving(self._llm, state)
-        self._stats = StepStats(serving.max_sequences)
+        self._stats = StepStats(serving.max_sequences, self._on_timed)
         self._prefill = PrefillQueue(self._llm.output_processor.request_states)
         grammar = bool(self.model.capabilities & _GRAMMAR_CAPABILITIES)
         await warm_up(serving, grammar=grammar, compiled=self._stats.forget)

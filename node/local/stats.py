@@ -6,6 +6,7 @@ event loop or a starved process puts off. Neither is the duration; together they
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from node.routing.observer import EngineObserver
@@ -41,6 +42,16 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class TimedStep:
+    """What the reports come to: `count` equal steps of `seconds` each, with so much in them."""
+
+    decoding: int
+    prefill_tokens: int
+    seconds: float
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Rates:
     """What has been learned by now, as an `EngineLoad` has it."""
 
@@ -58,10 +69,13 @@ class StepStats:
     then a process was stopped, or a grammar compiled. Reports that come too soon after one another were held up
     together: the time they all took is shared out by the engine's figures. Where that time cannot be told, after idling
     or when it is out of all proportion, a step lasts its figure times what steps usually last of theirs.
+
+    `on_timed` gets every step once it is known how long it took.
     """
 
-    def __init__(self, max_sequences: int) -> None:
+    def __init__(self, max_sequences: int, on_timed: Callable[[TimedStep], None] = lambda step: None) -> None:
         self._max_sequences = max_sequences
+        self._on_timed = on_timed
         self.running = 0
         self.waiting = 0
         self.kv_cache_usage: float | None = None
@@ -99,6 +113,11 @@ class StepStats:
     def began(self, excess_s: float, *, queued: bool) -> None:
         """Take in a first token: how much later than predicted it came. `queued`: predicted while it waited."""
         self._observer.began(excess_s, queued=queued)
+        self._rates = None
+
+    def promised(self, *, kept: bool) -> None:
+        """Take in whether a request that could have left was in time, wherever it was served."""
+        self._observer.promised(kept=kept)
         self._rates = None
 
     def answered(self, output_tokens: int) -> None:
@@ -173,6 +192,8 @@ class StepStats:
         finished: int = 0,
         full: bool = False,
     ) -> None:
+        if decoding or prefill_tokens:
+            self._on_timed(TimedStep(decoding, prefill_tokens, seconds, count))
         self._observer.step(
             decoding=decoding,
             prefill_tokens=prefill_tokens,

@@ -1,4 +1,4 @@
-"""One model's slots, and the node's own queue in front of them: who is handed to the engine, who waits, who leaves, when.
+"""One model's slots, and the node's own queue in front of them: who starts, who waits, who leaves, and when.
 
 Values in, placements out: it has no clock and waits for nothing. `node.dispatch.lane` drives it in the live node, with
 futures and timers; `node.simulate` in virtual time.
@@ -57,7 +57,8 @@ class Admission:
         self._served_until_s: dict[str, float] = {}
         self._entering: dict[str, int] = {}
         self._entering_tokens = 0
-        self._pinned_rate = 0.0
+        self._pinned_per_s = 0.0
+        self._pinned_tokens_per_s = 0.0
         self._pinned_at_s = 0.0
         self.in_flight = 0
 
@@ -126,24 +127,26 @@ class Admission:
         engine = None
         if self._engine is not None and LOCAL not in failed:
             engine = self._engine(self.in_flight)
+        faded = self._faded(now_s)
         snapshot = Snapshot(
             engine=engine,
-            queue=self._queue.load_for(waiter, self._entering_tokens, self._overtaken(now_s)),
+            queue=self._queue.load_for(
+                waiter, self._entering_tokens, self._pinned_per_s * faded, self._pinned_tokens_per_s * faded
+            ),
             cloud=self._cloud_options(failed),
             vram_free_bytes=self._vram_free_bytes(),
         )
         return self._policy.decide(waiter.features, snapshot, now_s)
 
     def _count_pinned(self, features: Features, now_s: float) -> None:
-        step = self._engine(self.in_flight).step if self._engine is not None else None
-        if step is not None:
-            work_s = step.per_prefill_token_s * features.uncached_tokens_estimate
-            self._pinned_rate = self._overtaken(now_s) + work_s / _PINNED_MEMORY_S
-            self._pinned_at_s = now_s
+        faded = self._faded(now_s)
+        self._pinned_per_s = self._pinned_per_s * faded + features.choices / _PINNED_MEMORY_S
+        self._pinned_tokens_per_s *= faded
+        self._pinned_tokens_per_s += features.uncached_tokens_estimate * features.choices / _PINNED_MEMORY_S
+        self._pinned_at_s = now_s
 
-    def _overtaken(self, now_s: float) -> float:
-        """Seconds of prompt work per second that came lately from those who cannot leave."""
-        return self._pinned_rate * math.exp((self._pinned_at_s - now_s) / _PINNED_MEMORY_S)
+    def _faded(self, now_s: float) -> float:
+        return math.exp((self._pinned_at_s - now_s) / _PINNED_MEMORY_S)
 
     def _hand_over(self, features: Features) -> None:
         self.in_flight += features.choices

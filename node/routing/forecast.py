@@ -1,11 +1,17 @@
 """How long a request would take here: a look ahead over what runs and what waits, from the engine's own numbers.
 
-    TTFT ≈ max(wait for a sequence, wait for KV cache) + steps · (base + per_decode · decoding) + per_prefill_token · T
-    T     = prompt tokens handed to the engine and not computed + those ahead in the node's queue + its own
-    steps = T / (tokens a step has left beside those that decode), at least one
+    prefill = half a step if one is under way + steps · (base + per_decode · decoding) + per_prefill_token · T
+    T       = prompt tokens handed to the engine and not computed (less half a fed step where others wait ahead)
+              + those ahead in the node's queue + its own
+    steps   = T / tokens per step, at least one: with others ahead in the queue what a step is fed (`feed_tokens`), else
+              what one holds beside those that decode
+    TTFT    = prefill, or if a sequence or KV cache has to be freed first the longer of prefill and wait + its own step
+    wait    = the longer of: sequences missing / sequences finishing per second, and cache missing / cache freed per
+              second, where a request may fill the cache up to its `kv_share`
 
 The terms are those of vLLM's scheduler: prompts are computed first come, first served, in what a step's token budget
-leaves. A term that has not been measured makes the whole answer unknown.
+leaves. A term that has not been measured makes the whole answer unknown. This is the likely value: what is to be added
+to be seldom wrong (the observer's slack, `Limits.wait_doubt`, work that overtakes) is the policy's part.
 """
 
 from __future__ import annotations
@@ -15,22 +21,27 @@ from dataclasses import dataclass
 
 from node.routing.values import EngineLoad, Features, Limits, QueueLoad
 
-_LEAST_FEED_TOKENS = 512.0
-_PINNED_LEAVES = 0.33
+_LEAST_FEED_TOKENS = 512.0  # in a step however long it takes: below that the fixed part of steps eats the engine
+_PINNED_LEAVES = 0.33  # of what others leave free in the KV cache, for what runs to grow into
 _DEFAULTS = Limits()
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Seconds from now to the first local token, the likely value; `wait_s` of them for a sequence or cache to be freed."""
+    """Seconds from now to the first local token, the likely value.
+
+    `wait_s` of them are for a sequence or KV cache to be freed.
+    """
 
     ttft_s: float
     wait_s: float
 
 
 def kv_share(features: Features, limits: Limits) -> float:
-    """How much of the KV cache may be filled with the request in it: for one that cannot leave, half of what is left
-    over for the others, too."""
+    """The share of the KV cache that may be filled, the request included.
+
+    One that cannot leave may fill two thirds of what others have to leave free, too.
+    """
     return limits.kv_share if features.may_leave else 1.0 - (1.0 - limits.kv_share) * _PINNED_LEAVES
 
 
@@ -57,7 +68,7 @@ def predict_ttft_s(
     wait_s = _wait_s(features, engine, queue, limits)
     if wait_s is None:
         return None
-    handed = engine.queued_prefill_tokens + queue.entering_tokens
+    handed = float(engine.queued_prefill_tokens + queue.entering_tokens)
     if queue.sequences_ahead:
         # What the step under way computes counts until it ends, and half of that is done on average.
         handed -= 0.5 * min(handed, feed_tokens(engine, limits))
@@ -104,20 +115,32 @@ def _wait_s(features: Features, engine: EngineLoad, queue: QueueLoad, limits: Li
 
 
 def predict_total_s(features: Features, engine: EngineLoad, ttft_s: float) -> float | None:
-    """Seconds from now to the last local token: TTFT plus one step per expected token, capped by the request's maximum."""
+    """Seconds from now to the last local token: TTFT plus a step per token that is expected, up to its maximum."""
     if engine.step is None:
         return None
     tokens = min(features.max_output_tokens, features.output_tokens_estimate)
     return ttft_s + max(0.0, tokens - 1) * engine.step.step_s(max(1, engine.running), 0)
 
 
-def local_work_s(features: Features, engine: EngineLoad) -> float | None:
+def prompt_work_s(features: Features, engine: EngineLoad) -> float | None:
     """Seconds the request's prompt is expected to take, in steps full of prompts; None while too cold to tell.
 
-    That is what those behind it wait for. Its decoding is left out: it goes on beside their prompts, after the deadline.
+    That is what those behind it wait for. Its decoding goes on beside their prompts.
     """
     step = engine.step
     if step is None:
         return None
     room = max(1.0, engine.max_batched_tokens - engine.max_sequences / 2)
     return features.uncached_tokens_estimate * (step.per_prefill_token_s + step.base_s / room)
+
+
+def local_work_s(features: Features, engine: EngineLoad) -> float | None:
+    """Seconds of the engine's time the whole request is expected to take while the engine is full; None when too cold.
+
+    Its prompt, and for each decode token its share of a step.
+    """
+    step, prompt_s = engine.step, prompt_work_s(features, engine)
+    if step is None or prompt_s is None:
+        return None
+    output = features.choices * min(features.max_output_tokens, features.output_tokens_estimate)
+    return prompt_s + output * (step.per_decode_s + step.base_s / max(1.0, engine.max_sequences / 2))

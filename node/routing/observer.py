@@ -1,4 +1,8 @@
-"""What an engine's own steps and finished requests say about it: the learned half of `EngineLoad`. Values in, values out."""
+"""What an engine's own steps and first tokens say about it: the learned half of `EngineLoad`. Values in, values out.
+
+How far a prediction is exceeded is a distribution; how cautiously it is read (the quantile that becomes the slack)
+follows the share of requests that were late, so that this share settles at the one promised.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,13 @@ from node.routing.profile import StepModel
 from node.routing.quantiles import FadingQuantiles
 from node.routing.step_fit import StepFit
 
-_FADE_S = 10.0  # long against one step (milliseconds), short against a change of load (tens of seconds)
+_FADE_S = 4.0  # long against one step (milliseconds), short against a change of load (tens of seconds)
+_FADE_FINISHES = 24.0  # and long enough for so many to finish
 _START_SLACK_S = 0.3
 _LATE_TARGET = 0.005
 _CAUTION_STEP = 0.15
-_START_CAUTION, _LEAST_CAUTION, _MOST_CAUTION = 1.5, 0.7, 2.3  # powers of ten: one in 30 later, one in 5, one in 200
+# The share of predictions that the slack does not cover, as a power of ten: one in 30, one in 5, one in 200.
+_START_CAUTION, _LEAST_CAUTION, _MOST_CAUTION = 1.5, 0.7, 2.3
 _LEAST_SLACK_S = 0.02
 _ENOUGH_ANSWERS = 32.0
 _SLACK_HALF_LIFE = 400.0  # answers
@@ -34,10 +40,12 @@ class EngineObserver:
     def step(
         self, *, decoding: int, prefill_tokens: int, seconds: float, count: int, finished: int, full: bool
     ) -> None:
-        """Take in `count` equal steps of `seconds` each, in which `finished` sequences ended; `full`: none was free."""
+        """Take in `count` equal steps of `seconds` each, in which `finished` sequences ended; `full`: no place was free."""
         self._fit.add(decoding, prefill_tokens, seconds)
         if full:
-            keep = math.exp(-count * seconds / _FADE_S)
+            per_s = self._finished / self._full_s if self._full_s > 0 else 0.0
+            memory_s = max(_FADE_S, _FADE_FINISHES / per_s) if per_s > 0 else _FADE_S
+            keep = math.exp(-count * seconds / memory_s)
             self._finished = self._finished * keep + finished
             self._full_s = self._full_s * keep + count * seconds
 
@@ -50,7 +58,10 @@ class EngineObserver:
             self._mean_output_tokens = mean + _OUTPUT_SHARE_OF_NEW * (output_tokens - mean)
 
     def began(self, excess_s: float, *, queued: bool) -> None:
-        """Take in a first token: how much later than predicted it came. `queued`: the prediction was for one that waits."""
+        """Take in a first token: how much later than predicted it came.
+
+        `queued`: the prediction was made for a request that went on to wait in the node's queue.
+        """
         (self._excess_queued if queued else self._excess).add(max(0.0, excess_s))
 
     @property
@@ -60,7 +71,7 @@ class EngineObserver:
 
     @property
     def ttft_slack_s(self) -> float:
-        """Seconds by which 98 of 100 first tokens do not come later than predicted.
+        """Seconds to add to a prediction to get one that is seldom exceeded; how seldom, `promised` decides.
 
         Seconds, not a share of the prediction: what goes wrong is the length of a step or two that others share.
         """
@@ -68,14 +79,14 @@ class EngineObserver:
 
     @property
     def queue_slack_s(self) -> float:
-        """The same for those that waited in the node's queue, from when they were last told to."""
+        """The same for those that waited in the node's queue, from when they were first told to, or told to stay."""
         return self._slack_s(self._excess_queued)
 
     def promised(self, *, kept: bool) -> None:
         """Take in whether a request that could have left had its first token in time, wherever it was served.
 
-        The slack follows: a little less after each that was in time, much more after each that was late, so that
-        the share of late ones settles at `_LATE_TARGET`.
+        The caution follows, between its bounds: a little less after each that was in time, much more after each that
+        was late, so that the share of late ones settles at `_LATE_TARGET`.
         """
         step = _CAUTION_STEP * (-_LATE_TARGET if kept else 1.0 - _LATE_TARGET)
         self._caution = min(_MOST_CAUTION, max(_LEAST_CAUTION, self._caution + step))

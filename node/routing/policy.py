@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from node.money import Usage
-from node.routing.forecast import feed_tokens, kv_share, local_work_s, predict_total_s, predict_ttft_s
+from node.routing.forecast import feed_tokens, kv_share, predict_total_s, predict_ttft_s, prompt_work_s
 from node.routing.permit import worst_case_nano_usd
 from node.routing.values import (
     CloudOption,
@@ -20,7 +20,6 @@ from node.routing.values import (
     Snapshot,
     Target,
 )
-
 
 LOCAL = "local"
 """The local engine's name among backends."""
@@ -58,6 +57,7 @@ class _Outlook:
     late: bool | None
 
 
+_MOST_OVERTAKEN = 0.75
 _HOPE = 1.5  # a prediction this many times what is left of the budget is not worth waiting for
 _WORTH_MORE = 1.1  # how much more another request must be worth to send a waiting one away in its place
 
@@ -76,8 +76,8 @@ class OverflowPolicy:
         budgeted) inside the budget: local. An engine too cold to predict is trusted while it has room.
      5. Otherwise wait in the node's own queue. The last safe moment to leave is deadline - the provider's
         high-percentile TTFT - margin. At that moment those stay whose turn is predicted to come in time, for good;
-        the others go to the cloud. Before it, one that would be late takes the place of a waiting one that is cheaper to
-        send away, if that is enough; and if it would be late by far, it leaves at once.
+        the others go to the cloud. Before it, one that would be late takes the place of a waiting one ahead of it
+        that is cheaper to send away, if that is enough; and if it would be late by far, it leaves at once.
      6. Cloud refused (pinned, no provider, unknown price, cost cap): room in the engine is taken even if late; else
         wait up to `give_up_s`, then refuse, naming the rule.
     """
@@ -140,8 +140,8 @@ class OverflowPolicy:
         if obstacle is None:
             cautious_ttft_s = forecast.ttft_s + engine.ttft_slack_s
         else:
-            overtaken = min(1.0, snapshot.queue.overtaken) if features.may_leave else 0.0
-            cautious_ttft_s = forecast.ttft_s * (1.0 + overtaken) + engine.queue_slack_s
+            cautious_ttft_s = forecast.ttft_s * _overtaken(features, engine, snapshot.queue)
+            cautious_ttft_s += engine.queue_slack_s
         cautious_ttft_s += forecast.wait_s * self.limits.wait_doubt
         late = spent_s + cautious_ttft_s > features.ttft_budget_s
         if not late and features.latency_budget_s is not None:
@@ -274,14 +274,27 @@ class OverflowPolicy:
         return features.arrived_s + budget_s - option.ttft_high_s - self.limits.margin_s
 
 
+def _overtaken(features: Features, engine: EngineLoad, queue: QueueLoad) -> float:
+    """How much longer one that waits and can leave will wait, for those who come meanwhile and go first: a factor.
+
+    Prompts of theirs take their time once; where sequences are short, what finishes goes to them first, for good.
+    """
+    if not features.may_leave or engine.step is None:
+        return 1.0
+    factor = 1.0 + min(1.0, engine.step.per_prefill_token_s * queue.pinned_tokens_per_s)
+    if engine.sequences_per_s and engine.in_flight >= engine.max_sequences:
+        factor = max(factor, 1.0 / (1.0 - min(_MOST_OVERTAKEN, queue.pinned_per_s / engine.sequences_per_s)))
+    return factor
+
+
 def _is_sooner(engine: EngineLoad, ttft_s: float | None, option: CloudOption) -> bool:
     """Whether a request that will be late either way is likely to be answered sooner here."""
     return ttft_s is not None and ttft_s + engine.ttft_slack_s <= option.ttft_high_s
 
 
 def _worth(features: Features, engine: EngineLoad, option: CloudOption) -> float | None:
-    """What the request is expected to cost at `option`, in nano-dollars per second of local work."""
-    work_s = local_work_s(features, engine)
+    """What the request is expected to cost at `option`, in nano-dollars per second its prompt takes here."""
+    work_s = prompt_work_s(features, engine)
     if work_s is None or option.price is None:
         return None
     output = round(features.choices * min(features.max_output_tokens, features.output_tokens_estimate))

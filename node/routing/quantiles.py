@@ -14,7 +14,8 @@ class FadingQuantiles:
     """What share of recent values lies below which value.
 
     A value counts half after `half_life` of whatever the caller measures age in (seconds; or values, when nothing is
-    said). `scale` multiplies the range, for units in which values are large. Values outside the range count at its ends.
+    said). `scale` multiplies the range, for units in which values are large. Values outside the range count at its
+    ends.
     """
 
     def __init__(self, half_life: float, *, scale: float = 1.0) -> None:

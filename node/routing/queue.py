@@ -145,7 +145,9 @@ class WaitingQueue:
             heapq.heappush(self._by_time, (waiter.ask_at_s, waiter.features.request_id))
         return found
 
-    def load_for(self, waiter: Waiter, entering_tokens: int = 0, overtaken: float = 0.0) -> QueueLoad:
+    def load_for(
+        self, waiter: Waiter, entering_tokens: int = 0, pinned_per_s: float = 0.0, pinned_tokens_per_s: float = 0.0
+    ) -> QueueLoad:
         """The queue as `waiter` sees it, whether it is in it or not: the whole depth, and what ranks before it."""
         rank = waiter.rank
         sequences = prompt_tokens = kv_tokens = 0
@@ -170,7 +172,8 @@ class WaitingQueue:
             prompt_tokens_ahead=prompt_tokens,
             kv_tokens_ahead=kv_tokens,
             entering_tokens=entering_tokens,
-            overtaken=overtaken,
+            pinned_per_s=pinned_per_s,
+            pinned_tokens_per_s=pinned_tokens_per_s,
             cheapest=self._cheapest(),
         )
 

@@ -181,8 +181,8 @@ class QueueLoad:
     `depth` counts all who wait there; `waited` is true when the request being decided is one of them, `kept` when it
     has been kept past its last safe moment. `prompt_tokens_ahead` are those the engine will have to compute,
     `kv_tokens_ahead` those the KV cache will have to hold, `entering_tokens` those of requests handed over
-    that the engine does not count yet. `overtaken` is how many seconds of work arrive per second that go before every
-    request that may leave. `cheapest` is the waiting request that may still leave safely
+    that the engine does not count yet. `pinned_per_s` sequences with `pinned_tokens_per_s` prompt tokens came lately of
+    those who cannot leave, and go before all who can. `cheapest` is the waiting request that may still leave safely
     and whose leaving costs least per unit of local work.
     """
 
@@ -193,7 +193,8 @@ class QueueLoad:
     prompt_tokens_ahead: int = 0
     kv_tokens_ahead: int = 0
     entering_tokens: int = 0
-    overtaken: float = 0.0
+    pinned_per_s: float = 0.0
+    pinned_tokens_per_s: float = 0.0
     cheapest: Leaver | None = None
 
 

@@ -108,9 +108,9 @@ def backlogged() -> Desk:
 
 def test_waiter_that_is_cheap_to_send_away_leaves_for_one_that_is_dear() -> None:
     desk = backlogged()
-    desk.arrive(replace(CHEAP, ttft_budget_s=4.0), 1000.0)
+    desk.arrive(replace(CHEAP, ttft_budget_s=3.7), 1000.0)
     assert set(desk.waiting) == {"cheap"}
-    decision = desk.arrive(replace(DEAR, ttft_budget_s=3.1, arrived_s=1001.0), 1001.0)
+    decision = desk.arrive(replace(DEAR, ttft_budget_s=2.8, arrived_s=1001.0), 1001.0)
     assert (decision.target, decision.displaces) == (Target.WAIT, "cheap")
     displaced = desk.decided["cheap"]
     assert (displaced.target, displaced.reason, displaced.cloud) == (Target.CLOUD, Reason.DISPLACED, CLOUD)
