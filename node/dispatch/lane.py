@@ -32,7 +32,10 @@ class Engine(Protocol):
 
 
 class Lane:
-    """Slots and queue for one model. `engine` is None for a model that only the cloud serves here."""
+    """Slots and queue for one model. `engine` is None for a model that only the cloud serves here.
+
+    However little happens, the head of the queue is asked again every `look_again_s` seconds.
+    """
 
     def __init__(
         self,
@@ -42,9 +45,11 @@ class Lane:
         cloud_options: CloudOptions,
         vram_free_bytes: Callable[[], int | None],
         clock: Callable[[], float],
+        look_again_s: float = _LOOK_AGAIN_S,
     ) -> None:
         self.engine = engine
         self._clock = clock
+        self._look_again_s = look_again_s
         self._admission = Admission(
             policy=policy,
             engine=engine.load if engine is not None else None,
@@ -133,7 +138,7 @@ class Lane:
         if next_s is None:
             return
         now_s = self._clock()
-        wake_s = min(max(next_s, now_s), now_s + _LOOK_AGAIN_S)
+        wake_s = min(max(next_s, now_s), now_s + self._look_again_s)
         if self._timer is not None:
             if self._wake_s <= wake_s:
                 return
