@@ -18,7 +18,7 @@ _START_SLACK_S = 0.3
 _LATE_TARGET = 0.005
 _CAUTION_STEP = 0.15
 # The share of predictions that the slack does not cover, as a power of ten: one in 30, one in 5, one in 200.
-_START_CAUTION, _LEAST_CAUTION, _MOST_CAUTION = 1.5, 0.7, 2.3
+_START_CAUTION, _LEAST_CAUTION, _MOST_CAUTION = 2.0, 0.7, 2.5
 _LEAST_SLACK_S = 0.02
 _ENOUGH_ANSWERS = 32.0
 _SLACK_HALF_LIFE = 400.0  # answers
