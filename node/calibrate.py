@@ -34,8 +34,10 @@ from node.settings import Settings
 from node.simulate.calibration import Fit, Measured, fit, measure
 from node.simulate.profiles import write_profile
 
-_SHORT, _MEDIUM, _LONG = 64, 512, 2048
-_OUTPUT_TOKENS = 64
+# The step model has no term for how long the running sequences are: their usual length is in its coefficients. The
+# shipped profiles assume the same.
+PROMPT_TOKENS = 1024
+_OUTPUT_TOKENS = 128
 _TWO_ROUNDS_S = 30.0  # as long as this, everything is measured twice, so that a bad moment spoils only half
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _BAR_WIDTH = 30
@@ -72,22 +74,23 @@ class Calibration:
     measured: Measured
 
 
-def plan(max_sequences: int, context_tokens: int) -> list[Cell]:
-    """What to drive the engine with: one sequence to all of them, short prompts to long ones, few answers and many."""
+def plan(max_sequences: int, context_tokens: int, prompt_tokens: int = PROMPT_TOKENS) -> list[Cell]:
+    """What to drive the engine with: one sequence to all of them, with prompts of about `prompt_tokens`, and some of a
+    quarter and of twice that; all of it cut to the context.
+    """
     half, quarter = max(1, max_sequences // 2), max(1, max_sequences // 4)
-    short, medium, long = (
-        max(1, min(tokens, context_tokens // share)) for tokens, share in ((_SHORT, 8), (_MEDIUM, 4), (_LONG, 2))
-    )
+    usual = max(1, min(prompt_tokens, context_tokens // 4))
+    short, long = max(1, usual // 4), 2 * usual
     output = max(1, min(_OUTPUT_TOKENS, context_tokens // 8))
     return [
-        Cell(1, short, output),
-        Cell(half, medium, output),
-        Cell(max_sequences, short, output),
+        Cell(1, usual, output),
+        Cell(half, usual, output),
+        Cell(quarter, short, output),
+        Cell(max_sequences, usual, output),
         Cell(1, long, max(1, output // 4)),
-        Cell(quarter, long, output),
+        Cell(quarter, usual, output),
         Cell(half, short, output),
-        Cell(max_sequences, medium, output),
-        Cell(quarter, medium, max(1, output // 4)),
+        Cell(quarter, long, output),
     ]
 
 
@@ -127,6 +130,7 @@ async def calibrate(
     *,
     name: str,
     seconds: float,
+    prompt_tokens: int = PROMPT_TOKENS,
     machine: str | None = None,
     tell: Callable[[float, str], None] = lambda share, what: None,
     progress: Callable[[str], None] = lambda line: None,
@@ -141,9 +145,8 @@ async def calibrate(
         await engine.start()
         steps.clear()
         load = engine.load(0)
-        await drive(
-            DirectDrive(engine), plan(load.max_sequences, load.context_tokens), seconds=seconds, seed=0, tell=tell
-        )
+        cells = plan(load.max_sequences, load.context_tokens, prompt_tokens)
+        await drive(DirectDrive(engine), cells, seconds=seconds, seed=0, tell=tell)
     finally:
         await _whatever_happens(engine.stop())
     fitted = fit(steps)
@@ -155,7 +158,7 @@ async def calibrate(
     source = (
         f"Measured by `spillway calibrate` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}: {model_name} on "
         f"{machine or describe_machine()}, vLLM {_vllm_version()}; {fitted.steps} steps in {seconds:g} s, "
-        f"median relative error {fitted.median_error:.1%}."
+        f"prompts of about {cells[0].prompt_tokens} tokens, median relative error {fitted.median_error:.1%}."
     )
     profile = EngineProfile(
         name=name,
@@ -278,6 +281,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     command.add_argument("--model", metavar="NAME", help="catalogue model (default: the first of the settings)")
     command.add_argument("--seconds", type=_seconds, default=60.0, help="how long to drive it (default: %(default)g)")
+    command.add_argument(
+        "--prompt-tokens",
+        type=_length,
+        default=PROMPT_TOKENS,
+        metavar="N",
+        help="how long your prompts usually are (default: %(default)d, at most a quarter of the context)",
+    )
     command.add_argument("-o", "--output", type=Path, metavar="FILE", help="profile to write (default: NAME.json)")
     command.add_argument("--machine", metavar="TEXT", help="what to call this machine in the profile")
     return command
@@ -299,6 +309,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
             model,
             name=name,
             seconds=options.seconds,
+            prompt_tokens=options.prompt_tokens,
             machine=options.machine,
             tell=progress.tell,
             progress=progress.line,
@@ -357,3 +368,9 @@ def _seconds(text: str) -> float:
         if 1.0 <= seconds <= 3600.0:
             return seconds
     raise argparse.ArgumentTypeError(f"expected seconds from 1 to 3600, got {text!r}")
+
+
+def _length(text: str) -> int:
+    if text.isdigit() and 1 <= int(text) <= 10**7:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected a number of tokens, got {text!r}")

@@ -49,6 +49,11 @@ def test_everything_planned_fits_the_engine(sequences: int, context_tokens: int)
         assert cell.prompt_tokens * 3 // 2 + cell.output_tokens * 3 // 2 <= context_tokens
 
 
+def test_prompts_are_as_long_as_asked_for_and_at_most_a_quarter_of_the_context() -> None:
+    assert {cell.prompt_tokens for cell in plan(64, 4096, 100)} == {25, 100, 200}
+    assert {cell.prompt_tokens for cell in plan(64, 4096, 5000)} == {256, 1024, 2048}
+
+
 async def test_each_cell_keeps_as_many_sequences_going_as_it_says_and_leaves_none() -> None:
     engine, told = FakeDrive(), list[tuple[float, str]]()
     cells = [Cell(1, 10, 4), Cell(5, 20, 4)]
