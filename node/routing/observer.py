@@ -17,7 +17,7 @@ _FADE_FINISHES = 24.0  # and long enough for so many to finish
 _START_SLACK_S = 0.3
 _LATE_TARGET = 0.005
 _CAUTION_STEP = 0.15
-# The share of predictions that the slack does not cover, as a power of ten: one in 30, one in 5, one in 200.
+# The share of predictions that the slack does not cover, as a power of ten: one in 100, one in 5, one in 300.
 _START_CAUTION, _LEAST_CAUTION, _MOST_CAUTION = 2.0, 0.7, 2.5
 _LEAST_SLACK_S = 0.02
 _ENOUGH_ANSWERS = 32.0
@@ -40,7 +40,7 @@ class EngineObserver:
     def step(
         self, *, decoding: int, prefill_tokens: int, seconds: float, count: int, finished: int, full: bool
     ) -> None:
-        """Take in `count` equal steps of `seconds` each, in which `finished` sequences ended; `full`: no place was free."""
+        """Take in `count` equal steps of `seconds` each, in which `finished` sequences ended; `full`: no place free."""
         self._fit.add(decoding, prefill_tokens, seconds)
         if full:
             per_s = self._finished / self._full_s if self._full_s > 0 else 0.0

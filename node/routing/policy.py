@@ -256,11 +256,11 @@ class OverflowPolicy:
         ttft_s: float,
         left_s: float,
     ) -> str | None:
-        """A waiting request that is cheaper to send away, and whose leaving would be enough."""
+        """A waiting request ahead of this one that is cheaper to send away, and whose leaving would be enough."""
         other, step = queue.cheapest, engine.step
         if other is None or worth is None or step is None or other.request_id == features.request_id:
             return None
-        if other.worth * _WORTH_MORE >= worth:
+        if not other.is_ahead or other.worth * _WORTH_MORE >= worth:
             return None
         room = max(1, engine.max_batched_tokens - engine.running)
         spared_s = other.prompt_tokens * (step.per_prefill_token_s + step.base_s / room)

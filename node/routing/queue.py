@@ -1,19 +1,22 @@
 """The node's own queue in front of one engine: who waits, who is next, who has to leave.
 
-Kept in buckets by rank with running sums, so that what stands before a request, at any length of the queue, is a few
-look-ups; and in two heaps, by the last safe moment and by what leaving costs, whose outdated entries are skipped.
+Kept in buckets by rank, with running sums over the buckets, so that what stands before a request is a few look-ups
+at any length of the queue; and in two heaps, by the time to ask again and by what leaving costs, whose outdated entries
+are skipped, and cleared away once they are the most of it.
 """
 
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from node.routing.running_sums import RunningSums
 from node.routing.values import Features, Leaver, QueueLoad
 
 _BUCKET = 64
+_FEW = 64  # outdated entries that are not worth clearing away
 
 Rank = tuple[int, float, float, str]
 
@@ -23,8 +26,9 @@ class Waiter:
     """One waiting request.
 
     `ask_at_s` is when it must be decided again if no slot has opened. `kept` says that it stays for good: past its last
-    safe moment, or because it may not leave at all. `worth` is what its leaving would cost, in nano-dollars per second of
-    local work, None when it is kept. `fair_s` is added to its deadline where others have had less than their share.
+    safe moment, or because it may not leave at all. `worth` is what its leaving would cost, in nano-dollars per second
+    its prompt takes here, None when it is kept. `fair_s` is added to its deadline in the order of service, because its
+    caller has asked for more than its share.
     """
 
     features: Features
@@ -43,31 +47,38 @@ class Waiter:
 
 
 class _Bucket:
-    """Up to `2 * _BUCKET` waiters in order of rank, and their sums."""
+    """Up to `2 * _BUCKET` waiters in order of rank; what each asks for stands at the same place of the other lists."""
 
     __slots__ = ("kv_tokens", "prompt_tokens", "ranks", "sequences", "waiters")
 
-    def __init__(self, waiters: list[tuple[Rank, Waiter]]) -> None:
-        self.ranks = [rank for rank, _ in waiters]
-        self.waiters = {rank: waiter for rank, waiter in waiters}
-        self.sequences = self.prompt_tokens = self.kv_tokens = 0
-        for _, waiter in waiters:
-            self._count(waiter, 1)
-
-    def _count(self, waiter: Waiter, sign: int) -> None:
-        features = waiter.features
-        self.sequences += sign * features.choices
-        self.prompt_tokens += sign * features.uncached_tokens_estimate
-        self.kv_tokens += sign * features.prompt_tokens_estimate
+    def __init__(self) -> None:
+        self.ranks: list[Rank] = []
+        self.waiters: list[Waiter] = []
+        self.sequences: list[int] = []
+        self.prompt_tokens: list[int] = []
+        self.kv_tokens: list[int] = []
 
     def add(self, rank: Rank, waiter: Waiter) -> None:
-        insort(self.ranks, rank)
-        self.waiters[rank] = waiter
-        self._count(waiter, 1)
+        at, features = bisect_left(self.ranks, rank), waiter.features
+        self.ranks.insert(at, rank)
+        self.waiters.insert(at, waiter)
+        self.sequences.insert(at, features.choices)
+        self.prompt_tokens.insert(at, features.uncached_tokens_estimate)
+        self.kv_tokens.insert(at, features.prompt_tokens_estimate)
 
     def remove(self, rank: Rank) -> None:
-        del self.ranks[bisect_left(self.ranks, rank)]
-        self._count(self.waiters.pop(rank), -1)
+        at = bisect_left(self.ranks, rank)
+        for each in (self.ranks, self.waiters, self.sequences, self.prompt_tokens, self.kv_tokens):
+            del each[at]
+
+    def split(self) -> _Bucket:
+        """Cut the later half off and return it."""
+        rest = _Bucket()
+        for name in self.__slots__:
+            whole = getattr(self, name)
+            setattr(rest, name, whole[_BUCKET:])
+            del whole[_BUCKET:]
+        return rest
 
 
 class WaitingQueue:
@@ -76,6 +87,7 @@ class WaitingQueue:
     def __init__(self) -> None:
         self._buckets: list[_Bucket] = []
         self._firsts: list[Rank] = []
+        self._sums: tuple[RunningSums, RunningSums, RunningSums] | None = None  # None: buckets have come or gone
         self._waiters: dict[str, tuple[Rank, Waiter]] = {}
         self._by_time: list[tuple[float, str]] = []
         self._by_worth: list[tuple[float, str]] = []
@@ -97,110 +109,140 @@ class WaitingQueue:
         self.remove(request_id)
         rank = waiter.rank
         self._waiters[request_id] = (rank, waiter)
-        index = self._index(rank)
         if not self._buckets:
-            self._buckets.append(_Bucket([]))
+            self._buckets.append(_Bucket())
             self._firsts.append(rank)
+            self._sums = None
+        index = self._index(rank)
         bucket = self._buckets[index]
         bucket.add(rank, waiter)
         self._firsts[index] = bucket.ranks[0]
+        self._count(index, waiter.features, 1)
         if len(bucket.ranks) > 2 * _BUCKET:
-            self._split(index)
+            rest = bucket.split()
+            self._buckets.insert(index + 1, rest)
+            self._firsts.insert(index + 1, rest.ranks[0])
+            self._sums = None
         heapq.heappush(self._by_time, (waiter.ask_at_s, request_id))
         if waiter.worth is not None:
             heapq.heappush(self._by_worth, (waiter.worth, request_id))
+        self._clear_away()
 
     def remove(self, request_id: str) -> None:
         """Take a request out; one that is not there is no error, since a slot and a deadline may race."""
         found = self._waiters.pop(request_id, None)
         if found is None:
             return
-        rank = found[0]
+        rank, waiter = found
         index = self._index(rank)
         bucket = self._buckets[index]
         bucket.remove(rank)
+        self._count(index, waiter.features, -1)
         if not bucket.ranks:
             del self._buckets[index], self._firsts[index]
+            self._sums = None
         else:
             self._firsts[index] = bucket.ranks[0]
 
     def head(self) -> Waiter | None:
         """Who gets the next slot."""
-        return self._buckets[0].waiters[self._firsts[0]] if self._buckets else None
+        return self._buckets[0].waiters[0] if self._buckets else None
 
     def next_ask_s(self) -> float | None:
         """When somebody has to be decided again, if nobody opens a slot first."""
         heap = self._by_time
-        while heap and self._outdated(heap[0][1], ask_at_s=heap[0][0]):
+        while heap and self._outdated_time(heap[0]):
             heapq.heappop(heap)
         return heap[0][0] if heap else None
 
     def due(self, now_s: float) -> list[Waiter]:
         """Those whose time has come, earliest first."""
-        found = []
+        found: dict[str, Waiter] = {}
         while (at_s := self.next_ask_s()) is not None and at_s <= now_s:
             _, request_id = heapq.heappop(self._by_time)
-            found.append(self._waiters[request_id][1])
-        for waiter in found:  # they wait until somebody takes them out
-            heapq.heappush(self._by_time, (waiter.ask_at_s, waiter.features.request_id))
-        return found
+            found[request_id] = self._waiters[request_id][1]
+        for request_id, waiter in found.items():  # they wait until somebody takes them out
+            heapq.heappush(self._by_time, (waiter.ask_at_s, request_id))
+        return list(found.values())
 
     def load_for(
         self, waiter: Waiter, entering_tokens: int = 0, pinned_per_s: float = 0.0, pinned_tokens_per_s: float = 0.0
     ) -> QueueLoad:
         """The queue as `waiter` sees it, whether it is in it or not: the whole depth, and what ranks before it."""
-        rank = waiter.rank
-        sequences = prompt_tokens = kv_tokens = 0
-        index = self._index(rank)
-        for bucket in self._buckets[:index]:
-            sequences += bucket.sequences
-            prompt_tokens += bucket.prompt_tokens
-            kv_tokens += bucket.kv_tokens
-        if self._buckets:
-            bucket = self._buckets[index]
-            for each in bucket.ranks[: bisect_left(bucket.ranks, rank)]:
-                features = bucket.waiters[each].features
-                sequences += features.choices
-                prompt_tokens += features.uncached_tokens_estimate
-                kv_tokens += features.prompt_tokens_estimate
+        if not self._waiters:
+            return QueueLoad(
+                entering_tokens=entering_tokens, pinned_per_s=pinned_per_s, pinned_tokens_per_s=pinned_tokens_per_s
+            )
         known = self._waiters.get(waiter.features.request_id)
+        rank = known[0] if known is not None and known[1] is waiter else waiter.rank
+        index = self._index(rank)
+        bucket = self._buckets[index]
+        at = bisect_left(bucket.ranks, rank)
+        sequences, prompt_tokens, kv_tokens = self._running_sums() if index else (None, None, None)
         return QueueLoad(
             depth=len(self._waiters),
             waited=known is not None,
             kept=known is not None and known[1].kept,
-            sequences_ahead=sequences,
-            prompt_tokens_ahead=prompt_tokens,
-            kv_tokens_ahead=kv_tokens,
+            sequences_ahead=sum(bucket.sequences[:at]) + (sequences.before(index) if sequences else 0),
+            prompt_tokens_ahead=sum(bucket.prompt_tokens[:at]) + (prompt_tokens.before(index) if prompt_tokens else 0),
+            kv_tokens_ahead=sum(bucket.kv_tokens[:at]) + (kv_tokens.before(index) if kv_tokens else 0),
             entering_tokens=entering_tokens,
             pinned_per_s=pinned_per_s,
             pinned_tokens_per_s=pinned_tokens_per_s,
-            cheapest=self._cheapest(),
+            cheapest=self._cheapest(rank),
         )
 
-    def _cheapest(self) -> Leaver | None:
+    def _running_sums(self) -> tuple[RunningSums, RunningSums, RunningSums]:
+        if self._sums is None:
+            self._sums = (
+                RunningSums([sum(bucket.sequences) for bucket in self._buckets]),
+                RunningSums([sum(bucket.prompt_tokens) for bucket in self._buckets]),
+                RunningSums([sum(bucket.kv_tokens) for bucket in self._buckets]),
+            )
+        return self._sums
+
+    def _count(self, index: int, features: Features, sign: int) -> None:
+        if self._sums is not None:
+            sequences, prompt_tokens, kv_tokens = self._sums
+            sequences.add(index, sign * features.choices)
+            prompt_tokens.add(index, sign * features.uncached_tokens_estimate)
+            kv_tokens.add(index, sign * features.prompt_tokens_estimate)
+
+    def _cheapest(self, rank: Rank) -> Leaver | None:
         heap = self._by_worth
-        while heap and self._outdated(heap[0][1], worth=heap[0][0]):
+        while heap and self._outdated_worth(heap[0]):
             heapq.heappop(heap)
         if not heap:
             return None
         worth, request_id = heap[0]
-        features = self._waiters[request_id][1].features
-        return Leaver(request_id=request_id, worth=worth, prompt_tokens=features.uncached_tokens_estimate)
+        its_rank, waiter = self._waiters[request_id]
+        return Leaver(
+            request_id=request_id,
+            worth=worth,
+            prompt_tokens=waiter.features.uncached_tokens_estimate,
+            is_ahead=its_rank < rank,
+        )
 
-    def _outdated(self, request_id: str, *, ask_at_s: float | None = None, worth: float | None = None) -> bool:
-        found = self._waiters.get(request_id)
-        if found is None:
-            return True
-        waiter = found[1]
-        return waiter.ask_at_s != ask_at_s if ask_at_s is not None else waiter.worth != worth
+    def _outdated_time(self, entry: tuple[float, str]) -> bool:
+        found = self._waiters.get(entry[1])
+        return found is None or found[1].ask_at_s != entry[0]
+
+    def _outdated_worth(self, entry: tuple[float, str]) -> bool:
+        found = self._waiters.get(entry[1])
+        return found is None or found[1].worth != entry[0]
+
+    def _clear_away(self) -> None:
+        """Those on top are skipped when they are met; those below others would gather for as long as somebody waits."""
+        most = 2 * len(self._waiters) + _FEW
+        if len(self._by_time) > most:
+            self._by_time = [(waiter.ask_at_s, name) for name, (_, waiter) in self._waiters.items()]
+            heapq.heapify(self._by_time)
+        if len(self._by_worth) > most:
+            self._by_worth = [
+                (waiter.worth, name) for name, (_, waiter) in self._waiters.items() if waiter.worth is not None
+            ]
+            heapq.heapify(self._by_worth)
 
     def _index(self, rank: Rank) -> int:
         """The bucket that holds `rank`, or would."""
         return max(0, bisect_right(self._firsts, rank) - 1)
-
-    def _split(self, index: int) -> None:
-        bucket = self._buckets[index]
-        pairs = [(rank, bucket.waiters[rank]) for rank in bucket.ranks]
-        halves = [_Bucket(pairs[:_BUCKET]), _Bucket(pairs[_BUCKET:])]
-        self._buckets[index : index + 1] = halves
-        self._firsts[index : index + 1] = [half.ranks[0] for half in halves]

@@ -99,9 +99,10 @@ class Features:
 
     `prompt_tokens_estimate` is the expected size (for time), `prompt_tokens_bound` an upper bound (for money).
     `cached_tokens_estimate` of the prompt are expected in the engine's prefix cache; `output_tokens_estimate` is what
-    one choice is expected to generate. `max_output_tokens` is the effective cap for one choice. Budgets run from
-    `arrived_s`. `give_up_s` is the latest time at which the node still starts the request: the client's own budget if it
-    set one, else the settings' patience. `stay_with` names the backend that answered this conversation's open tool call.
+    one choice is expected to generate. `max_output_tokens` is the effective cap for one choice; `asks_output` says that
+    the client set it, and means to have as many. Budgets run from `arrived_s`. `give_up_s` is the latest time at which
+    the node still starts the request: the client's own budget if it set one, else the settings' patience. `stay_with`
+    names the backend that answered this conversation's open tool call.
     """
 
     request_id: str
@@ -123,6 +124,7 @@ class Features:
     cached_tokens_estimate: int = 0
     output_tokens_estimate: float = 256.0
     stay_with: str | None = None
+    asks_output: bool = False
 
     @property
     def uncached_tokens_estimate(self) -> int:
@@ -141,10 +143,11 @@ class EngineLoad:
 
     `queued_prefill_tokens` are prompt tokens handed to the engine and not yet computed. `in_flight` counts
     sequences the node has given it and not got back; it is the node's own count, never stale, while `running`
-    and `waiting` are the scheduler's, as of its last step. `step` is the learned step model, `max_batched_tokens` what
-    one step holds at most, `kv_tokens` what the KV cache holds. `sequences_per_s` is how fast sequences finish while
-    the engine is full. `ttft_slack_s` is added to a predicted TTFT to get one that is seldom exceeded,
-    `queue_slack_s` to that of a request that has to wait in the node's queue.
+    and `waiting` are the scheduler's, as of its last step. `kv_cache_usage` is the used share of the KV cache without
+    what prompts not yet computed will fill, and `kv_tokens` what it holds. `step` is the learned step model,
+    `max_batched_tokens` what one step holds at most. `sequences_per_s` is how fast sequences finish. `ttft_slack_s` is
+    added to a predicted TTFT to get one that is seldom exceeded, `queue_slack_s` to that of a request that has to wait
+    in the node's queue.
     """
 
     state: EngineState
@@ -166,12 +169,17 @@ class EngineLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaver:
-    """A waiting request that could leave instead of another. `worth` is what its leaving costs, in nano-dollars per
-    second of local work; `prompt_tokens` what the engine would be spared."""
+    """A waiting request that could leave instead of another.
+
+    `worth` is what its leaving costs, in nano-dollars per second its prompt takes here; `prompt_tokens` are what the
+    engine would be spared. `is_ahead` says that it is served before the request being decided: else its leaving would
+    not help that one.
+    """
 
     request_id: str
     worth: float
     prompt_tokens: int
+    is_ahead: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +191,7 @@ class QueueLoad:
     `kv_tokens_ahead` those the KV cache will have to hold, `entering_tokens` those of requests handed over
     that the engine does not count yet. `pinned_per_s` sequences with `pinned_tokens_per_s` prompt tokens came lately of
     those who cannot leave, and go before all who can. `cheapest` is the waiting request that may still leave safely
-    and whose leaving costs least per unit of local work.
+    and whose leaving costs least per second of prompt work.
     """
 
     depth: int = 0
@@ -234,10 +242,12 @@ class Limits:
     """The operator's settings that routing obeys. The first three are hard limits: beyond them load counts as exceeded.
 
     `feed_ahead` is how many sequences beyond `max_sequences` the engine may hold, so that it never idles between two of
-    ours. `feed_s` is how long a step full of prompts should take: no more is handed over than keeps such steps going, and
-    the rest waits in the node's own queue, where it can still be overtaken and leave. `kv_share` is how much of the KV cache is filled before it is left to what runs to
-    grow. `wait_doubt` is the share added to a wait for others to finish, which is known only on average. `margin_s` is taken off the last safe moment for our own work. `tpot_budget_s` bounds how
-    many sequences may decode together: a step with that many takes no longer.
+    ours. `feed_s` is how long a step full of prompts should take: no more is handed over than keeps such steps going,
+    and the rest waits in the node's own queue, where it can still be overtaken and leave. `kv_share` is how much of the
+    KV cache is filled with prompts: the rest is left for what runs to grow into, except that those who cannot leave may
+    have a part of it. `wait_doubt` is the share added to a wait for others to finish, which is known only on average.
+    `margin_s` is taken off the last safe moment for our own work. `tpot_budget_s` bounds how many sequences may decode
+    together: a step with that many takes no longer.
     """
 
     max_queue_depth: int | None = None
@@ -256,11 +266,11 @@ class Decision:
     """Where a request goes and why.
 
     `cloud` is set for `Target.CLOUD`. For `Target.WAIT`, `leave_at_s` is the last safe moment at which it must be
-    decided again (None: it stays; ask again at `give_up_s`), and `worth` what its leaving would cost, in nano-dollars
-    per second of local work (None: it may not leave any more, or the engine is too cold to tell). `displaces` is a waiting request that leaves in this one's place.
-    `predicted_ttft_s` is the local prediction, None when the engine is too cold to know; `expected_at_s`, for
-    one that waited, the time at which its first token was expected when it was told to. `retry_after_s` goes with
-    `Target.REFUSE`.
+    decided again (None: it stays; ask again at its deadline and at `give_up_s`), and `worth` what its leaving would
+    cost, in nano-dollars per second its prompt takes here (None: it may not leave any more, or the engine is too cold
+    to tell). `displaces` is a waiting request that leaves in this one's place. `predicted_ttft_s` is the local
+    prediction, None when the engine is too cold to know; `expected_at_s`, for one that waited, the time at which its
+    first token was expected when it was told to wait, or to stay for good. `retry_after_s` goes with `Target.REFUSE`.
     """
 
     target: Target

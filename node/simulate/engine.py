@@ -1,9 +1,9 @@
 """A vLLM engine in virtual time: the V1 scheduler's rules, an `EngineProfile` for the durations, no model.
 
-What it keeps of vLLM 0.32's scheduler: every running sequence gets one token per step; what is left of the step's token
-budget goes to prompts, in chunks, first come, first served; a prompt is let in only when a sequence is free and the whole
-of it fits the KV cache; when the cache overflows, the sequence let in last is thrown out and computed anew later. What it
-leaves out: blocks (tokens are counted one by one), speculative decoding, several priorities.
+What it keeps of vLLM 0.32's scheduler: every running sequence gets one token per step; what is left of the step's
+token budget goes to prompts, in chunks, first come, first served; a prompt is let in only when a sequence is free and
+the whole of it fits the KV cache; when the cache overflows, the sequence let in last is thrown out and computed anew
+later. What it leaves out: blocks (tokens are counted one by one), speculative decoding, several priorities.
 """
 
 from __future__ import annotations

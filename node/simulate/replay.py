@@ -1,9 +1,9 @@
 """A trace through the node's own routing in virtual time: the same `Admission`, policies and learned models as live.
 
-What stands in for the rest of the node: `SimulatedEngine` for vLLM, a provider whose time to first token is drawn from a
-log-normal distribution (the same draw for the same request under every policy), and a router that is told of a request what
-the node knows of one: its prompt length, its caller, and how long that caller's earlier answers were. How long this answer
-will be it learns when it is over.
+What stands in for the rest of the node: `SimulatedEngine` for vLLM, a provider whose time to first token is drawn from
+a log-normal distribution (the same draw for the same request under every policy), and a router that is told of a
+request what the node knows of one: its prompt length, its caller, and how long that caller's earlier answers were. How
+long this answer will be it learns when it is over.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from node.money import Price, Usage
@@ -322,9 +322,11 @@ def summary(trace: Sequence[TraceRequest], promise: Promise, done: Replay) -> Ou
     """What a replay comes to."""
     reasons: dict[str, int] = {}
     ttfts: list[float] = []
-    kept: Callable[[int], bool] = lambda index: (
-        (fate := done.fates[index]) is not None and (fate.ttft_s is not None and fate.ttft_s <= promise.ttft_budget_s)
-    )
+
+    def kept(index: int) -> bool:
+        fate = done.fates[index]
+        return fate is not None and fate.ttft_s is not None and fate.ttft_s <= promise.ttft_budget_s
+
     spillable = [index for index in range(len(trace)) if index not in promise.pinned]
     for fate in done.fates:
         if fate is None:

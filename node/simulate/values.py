@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class TraceRequest:
     """One recorded request.
 
-    `prefix_hit_tokens` of the prompt were in the prefix cache when it came. `client` is whoever sent it, empty where the
-    trace does not say. `output_tokens` is hindsight: routing must not see it before the answer is over.
+    `prefix_hit_tokens` of the prompt were in the prefix cache when it came. `client` is whoever sent it, empty where
+    the trace does not say. `output_tokens` is hindsight: routing must not see it before the answer is over.
     """
 
     arrival_s: float

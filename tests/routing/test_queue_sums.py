@@ -1,11 +1,15 @@
 """The queue's running sums, order and heaps, held against a plain list that is counted anew each time."""
 
+import sys
 from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.routing.queue import Waiter, WaitingQueue
+from node.routing.running_sums import RunningSums
 from node.routing.values import Residency
 from tests.routing.stories import REQUEST
 
@@ -119,3 +123,52 @@ def test_names_are_taken_out_in_order_of_rank_from_many_buckets() -> None:
         order.append(head.features.request_id)
         queue.remove(head.features.request_id)
     assert order == [f"{number:03}" for number in range(1000)]
+
+
+def test_heaps_do_not_outgrow_a_queue_that_is_never_empty() -> None:
+    queue = WaitingQueue()
+    queue.add(Waiter(replace(REQUEST, request_id="stays"), 0.0, worth=0.0))
+    for number in range(5_000):
+        queue.add(Waiter(replace(REQUEST, request_id=f"{number}"), 1.0 + number, worth=1.0 + number))
+        queue.remove(f"{number}")
+    assert queue.next_ask_s() == 0.0
+    assert max(len(queue._by_time), len(queue._by_worth)) < 100
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-50, 50), max_size=40), st.lists(st.tuples(st.integers(0, 39), st.integers(-9, 9))))
+def test_running_sums_are_those_of_the_list(values: list[int], changes: list[tuple[int, int]]) -> None:
+    sums = RunningSums(values)
+    for index, change in changes:
+        if index < len(values):
+            values[index] += change
+            sums.add(index, change)
+    assert [sums.before(index) for index in range(len(values) + 1)] == [
+        sum(values[:index]) for index in range(len(values) + 1)
+    ]
+
+
+def lines_run(waiting: int) -> int:
+    """Lines of Python that looking at a queue of that length takes."""
+    queue, counted = WaitingQueue(), 0
+    for number in range(waiting):
+        queue.add(Waiter(replace(REQUEST, request_id=f"{number:05}", arrived_s=1000.0 + number), 0.0))
+    newcomer = Waiter(replace(REQUEST, request_id="newcomer", arrived_s=1e6), 0.0)
+    queue.load_for(newcomer)
+
+    def count(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal counted
+        counted += event == "line"
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        queue.load_for(newcomer)
+    finally:
+        sys.settrace(before)
+    return counted
+
+
+def test_looking_at_a_queue_ten_times_as_long_takes_hardly_longer() -> None:
+    assert lines_run(5_000) <= lines_run(500) + 40

@@ -64,3 +64,12 @@ def test_each_request_sees_only_what_is_ahead_of_it() -> None:
     assert queue.load_for(Waiter(late, 0.0)) == QueueLoad(
         depth=2, waited=False, sequences_ahead=3, prompt_tokens_ahead=37, kv_tokens_ahead=37
     )
+
+
+def test_cheapest_to_send_away_is_told_to_be_ahead_of_those_behind_it_only() -> None:
+    queue = WaitingQueue()
+    queue.add(Waiter(named("cheap", arrived_s=1000.0), 0.0, worth=1.0))
+    for arrived_s, is_ahead in ((999.0, False), (1001.0, True)):
+        cheapest = queue.load_for(Waiter(named("newcomer", arrived_s=arrived_s), 0.0)).cheapest
+        assert cheapest is not None
+        assert (cheapest.request_id, cheapest.is_ahead) == ("cheap", is_ahead)
