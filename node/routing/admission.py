@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from node.routing.fairness import FairShares
 from node.routing.forecast import local_work_s
 from node.routing.policy import LOCAL, Policy
 from node.routing.queue import Waiter, WaitingQueue
@@ -54,7 +55,7 @@ class Admission:
         self._failed: dict[str, frozenset[str]] = {}
         self._leave_to: dict[str, CloudOption | None] = {}
         self._expected_at_s: dict[str, float | None] = {}
-        self._served_until_s: dict[str, float] = {}
+        self._shares = FairShares()
         self._entering: dict[str, int] = {}
         self._entering_tokens = 0
         self._pinned_per_s = 0.0
@@ -74,7 +75,8 @@ class Admission:
 
         `failed` names the backends that have already failed this request and are not to be offered again.
         """
-        waiter = Waiter(features, 0.0)
+        due_s = self._shares.due_s(features, now_s)
+        waiter = Waiter(features, 0.0, due_s=due_s)
         if not features.may_leave:
             self._count_pinned(features, now_s)
         decision = self._decide(waiter, failed, now_s)
@@ -84,8 +86,10 @@ class Admission:
         if decision.target is Target.LOCAL:
             self._hand_over(features)
         elif decision.target is Target.WAIT:
+            self._charge(features, now_s)
+            self._shares.waits(features, due_s)
             self._failed[features.request_id] = failed
-            self._wait(waiter, decision, self._fair_s(features, now_s), now_s)
+            self._wait(waiter, decision, now_s)
         return decision, settled
 
     def withdraw(self, request_id: str, now_s: float) -> list[Placement]:
@@ -161,7 +165,7 @@ class Admission:
         if decision.displaces is not None:
             settled += self._send_away(decision.displaces)
         if decision.target is Target.WAIT:
-            self._wait(waiter, decision, waiter.fair_s, now_s)
+            self._wait(waiter, decision, now_s)
             return False
         if decision.target is Target.LOCAL:
             self._hand_over(features)
@@ -170,17 +174,19 @@ class Admission:
         settled.append(Placement(features, decision))
         return True
 
-    def _wait(self, waiter: Waiter, decision: Decision, fair_s: float, now_s: float) -> None:
+    def _wait(self, waiter: Waiter, decision: Decision, now_s: float) -> None:
         features = waiter.features
         ask_at_s = decision.leave_at_s
         if ask_at_s is None:
+            ask_at_s = features.give_up_s
             deadline_s = features.arrived_s + features.ttft_budget_s
-            ask_at_s = deadline_s if features.may_leave and now_s < deadline_s else features.give_up_s
+            if features.may_leave and now_s < deadline_s:
+                ask_at_s = min(deadline_s, ask_at_s)
         kept = decision.leave_at_s is None
         if features.request_id not in self._expected_at_s or (kept and not waiter.kept):
             predicted_s = decision.predicted_ttft_s
             self._expected_at_s[features.request_id] = None if predicted_s is None else now_s + predicted_s
-        waiter_ = Waiter(features, max(ask_at_s, now_s + _SHORTEST_WAIT_S), kept, decision.worth, fair_s)
+        waiter_ = Waiter(features, max(ask_at_s, now_s + _SHORTEST_WAIT_S), kept, decision.worth, waiter.due_s)
         if waiter_ != self._queue.get(features.request_id):
             self._queue.add(waiter_)
         self._leave_to[features.request_id] = decision.cloud
@@ -195,24 +201,17 @@ class Admission:
         return [Placement(waiter.features, Decision(target=Target.CLOUD, reason=Reason.DISPLACED, cloud=option))]
 
     def _forget(self, request_id: str) -> None:
+        waiter = self._queue.get(request_id)
+        if waiter is None:
+            return
         self._queue.remove(request_id)
+        self._shares.left(waiter.features)
         self._failed.pop(request_id, None)
         self._leave_to.pop(request_id, None)
         self._expected_at_s.pop(request_id, None)
 
-    def _fair_s(self, features: Features, now_s: float) -> float:
-        """How far the caller is ahead of its fair share of the engine: by so much its request ranks later.
-
-        Start-time fair queueing in seconds of engine time: a caller's requests are served one after the other at its
-        share of the engine, and whoever asks for less than its share is not put off. Alone, nobody is.
-        """
-        served = self._served_until_s
+    def _charge(self, features: Features, now_s: float) -> None:
+        """Count one that has to wait as its caller's; what starts at once takes nobody's turn."""
         work_s = None if self._engine is None else local_work_s(features, self._engine(self.in_flight))
-        if work_s is None:
-            return 0.0
-        for tenant in [tenant for tenant, until_s in served.items() if until_s <= now_s]:
-            del served[tenant]
-        ahead_s = served.get(features.tenant, now_s) - now_s
-        callers = len(served.keys() | {features.tenant})
-        served[features.tenant] = now_s + ahead_s + work_s * callers
-        return ahead_s if callers > 1 else 0.0
+        if work_s is not None:
+            self._shares.charge(features, work_s, now_s)

@@ -18,7 +18,7 @@ from node.routing.values import Features, Leaver, QueueLoad
 _BUCKET = 64
 _FEW = 64  # outdated entries that are not worth clearing away
 
-Rank = tuple[int, float, float, str]
+Rank = tuple[int, float, float, float, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,23 +27,23 @@ class Waiter:
 
     `ask_at_s` is when it must be decided again if no slot has opened. `kept` says that it stays for good: past its last
     safe moment, or because it may not leave at all. `worth` is what its leaving would cost, in nano-dollars per second
-    its prompt takes here, None when it is kept. `fair_s` is added to its deadline in the order of service, because its
-    caller has asked for more than its share.
+    its prompt takes here, None when it is kept. `due_s` is its place in the order of service: its deadline, or later
+    because its caller has asked for more than its share.
     """
 
     features: Features
     ask_at_s: float
     kept: bool = False
     worth: float | None = None
-    fair_s: float = 0.0
+    due_s: float = 0.0
 
     @property
     def rank(self) -> Rank:
-        """Those who cannot leave first, then those who stay; among equals by first-token deadline, then by arrival."""
+        """Those who cannot leave first, then those who stay; among equals as due, then by deadline, then by arrival."""
         features = self.features
-        deadline_s = features.arrived_s + features.ttft_budget_s + self.fair_s
+        deadline_s = features.arrived_s + features.ttft_budget_s
         order = 0 if not features.may_leave else 1 if self.kept else 2
-        return (order, deadline_s, features.arrived_s, features.request_id)
+        return (order, max(deadline_s, self.due_s), deadline_s, features.arrived_s, features.request_id)
 
 
 class _Bucket:

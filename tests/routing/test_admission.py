@@ -202,6 +202,36 @@ def test_request_of_a_caller_below_its_share_overtakes_an_earlier_flood() -> Non
     assert max(order.index(f"quiet-1000.2-{number:03}") for number in range(2)) <= 6
 
 
+def test_flood_while_alone_does_not_put_off_the_first_request_of_another() -> None:
+    desk = full()
+    flood(desk, "flood", 40, 1000.0)
+    flood(desk, "newcomer", 1, 1000.5)
+    order = served_in_order(desk, 1000.6)
+    assert order.index("newcomer-1000.5-000") == 1
+
+
+def test_alone_a_request_with_less_time_still_goes_before_its_caller_s_earlier_ones() -> None:
+    desk = full()
+    flood(desk, "flood", 40, 1000.0)
+    tight = request("tight", tenant="flood", pinned=True, arrived_s=1000.1, ttft_budget_s=1.0, give_up_s=5000.0)
+    desk.arrive(tight, 1000.1)
+    assert served_in_order(desk, 1000.6)[0] == "tight"
+
+
+def test_request_kept_past_its_deadline_is_settled_when_the_node_gives_it_up() -> None:
+    desk = full(sequences_per_s=40.0, queue_slack_s=0.05, ttft_slack_s=0.05)
+    desk.cloud = (replace(CLOUD, ttft_high_s=1.5),)
+    desk.arrive(request("hopes", give_up_s=1010.0), 1000.0)
+    asked = []
+    while desk.waiting:
+        at_s = desk.admission.next_wake_s()
+        assert at_s is not None
+        asked.append(at_s)
+        desk.take(desk.admission.wake(at_s))
+    assert asked == pytest.approx([1000.4, 1002.0, 1010.0])
+    assert (desk.decided["hopes"].target, desk.decided["hopes"].reason) == (Target.CLOUD, Reason.LAST_MOMENT)
+
+
 def test_alone_nobody_is_put_off() -> None:
     desk = full()
     for tenth in range(20):

@@ -26,7 +26,7 @@ class Take:
 
 names = st.integers(0, 400).map(str)
 waiters = st.builds(
-    lambda name, pinned, arrived_s, tokens, cached, choices, ask_at_s, kept, worth, fair_s: Waiter(
+    lambda name, pinned, arrived_s, tokens, cached, choices, ask_at_s, kept, worth, late_s: Waiter(
         replace(
             REQUEST,
             request_id=name,
@@ -39,7 +39,7 @@ waiters = st.builds(
         ask_at_s=1000.0 + ask_at_s,
         kept=kept,
         worth=None if kept or pinned else worth,
-        fair_s=fair_s,
+        due_s=1000.0 + arrived_s + REQUEST.ttft_budget_s + late_s,
     ),
     names,
     st.booleans(),
