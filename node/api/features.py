@@ -93,5 +93,6 @@ def admit(
         cached_tokens_estimate=experience.cached_tokens(caller.tenant, prompt_tokens),
         output_tokens_estimate=experience.output_tokens(caller.tenant, max_output_tokens),
         stay_with=stay_with,
+        asks_output=parsed.max_tokens is not None,
     )
     return Admitted(call, features, cacheable=parsed.deterministic if wishes.cache is None else wishes.cache)

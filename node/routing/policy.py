@@ -70,14 +70,15 @@ class OverflowPolicy:
 
      1. Pinned to the premises: local, waiting in the node's queue if it must; where no engine can do it, refused.
      2. A cached answer the caller may see: cache.
-     3. Something only one side can do: that side. Neither can: refused. A conversation in the middle of a tool call:
-        the side that began it, while that keeps the promise.
+     3. Something only one side can do, as long an output as the client set among it: that side. Neither can: refused.
+        A conversation in the middle of a tool call: the side that began it, while that keeps the promise.
      4. Engine ready, below the hard limits, room in it, nobody ahead, and the predicted TTFT (and total time, if
         budgeted) inside the budget: local. An engine too cold to predict is trusted while it has room.
      5. Otherwise wait in the node's own queue. The last safe moment to leave is deadline - the provider's
-        high-percentile TTFT - margin. At that moment those stay whose turn is predicted to come in time, for good;
-        the others go to the cloud. Before it, one that would be late takes the place of a waiting one ahead of it
-        that is cheaper to send away, if that is enough; and if it would be late by far, it leaves at once.
+        high-percentile TTFT - margin. At that moment those stay whose turn is predicted to come in time, for good
+        (though not past `give_up_s`); the others go to the cloud. Before it, one that would be late takes the place of
+        a waiting one ahead of it that is cheaper to send away, if that is enough; and if it would be late by far, it
+        leaves at once.
      6. Cloud refused (pinned, no provider, unknown price, cost cap): room in the engine is taken even if late; else
         wait up to `give_up_s`, then refuse, naming the rule.
     """
@@ -106,7 +107,7 @@ class OverflowPolicy:
             reason = Reason.CLOUD_ONLY_MODEL if engine is None else Reason.CLOUD_ONLY_FEATURE
             return Decision(target=Target.CLOUD, reason=reason, cloud=cloud.option)
         if cloud.option is not None:
-            if features.prompt_tokens_estimate >= engine.context_tokens:
+            if features.prompt_tokens_estimate >= engine.context_tokens or not _fits(features, engine.context_tokens):
                 return Decision(target=Target.CLOUD, reason=Reason.CLOUD_ONLY_FEATURE, cloud=cloud.option)
             if features.stay_with == cloud.option.provider and not features.prefer_local:
                 return Decision(target=Target.CLOUD, reason=Reason.SAME_CONVERSATION, cloud=cloud.option)
@@ -235,6 +236,8 @@ class OverflowPolicy:
             displaces = self._to_displace(features, engine, queue, worth, ttft_s, left_s)
             if displaces is None and (obstacle is None or ttft_s > _HOPE * left_s):
                 leave = Reason.PREDICTED_LATE
+        if leave is None and not safe and now_s >= features.give_up_s:
+            leave = Reason.LAST_MOMENT  # whatever it hoped for here
         if leave is not None:
             return Decision(target=Target.CLOUD, reason=leave, cloud=option, predicted_ttft_s=ttft_s)
         return Decision(
@@ -301,12 +304,20 @@ def _worth(features: Features, engine: EngineLoad, option: CloudOption) -> float
     return option.price.cost_nano_usd(Usage(features.prompt_tokens_estimate, output)) / work_s
 
 
+def _fits(features: Features, context_tokens: int, option: CloudOption | None = None) -> bool:
+    """Whether as much output as the client set could be written; what only the prompt leaves no room for is clipped."""
+    if not features.asks_output:
+        return True
+    most = option.max_output_tokens if option is not None and option.max_output_tokens is not None else context_tokens
+    return features.max_output_tokens <= min(most, context_tokens)
+
+
 def _choose_cloud(features: Features, options: tuple[CloudOption, ...]) -> _Cloud:
     """The first declared equivalent that can do it, is up, has a price and fits the request's cost cap."""
     refused_by: Reason | None = None
     too_long = False
     for option in options:
-        if not features.needs <= option.capabilities:
+        if not features.needs <= option.capabilities or not _fits(features, option.context_tokens, option):
             continue
         if features.prompt_tokens_estimate >= option.context_tokens:
             too_long = True

@@ -98,6 +98,7 @@ def test_missing_output_cap_is_filled_in_for_call_and_routing_alike() -> None:
     without = admitted(replace(PARSED, max_tokens=None), settings=settings)
     assert (without.call.max_output_tokens, without.features.max_output_tokens) == (77, 77)
     assert admitted(settings=settings).features.max_output_tokens == 50
+    assert (without.features.asks_output, admitted().features.asks_output) == (False, True)
 
 
 def test_expected_prompt_is_for_time_and_its_bound_for_money() -> None:

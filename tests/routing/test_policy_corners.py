@@ -250,6 +250,40 @@ def test_equivalent_with_too_small_a_context_is_passed_over() -> None:
     assert decision.cloud == other
 
 
+LONG = replace(REQUEST, max_output_tokens=5000, asks_output=True)
+"""More output than the engine's context holds, asked for by the client."""
+WRITES_8000 = replace(CLOUD, max_output_tokens=8000)
+
+
+@pytest.mark.parametrize("snapshot", [IDLE, FULL], ids=["idle", "full"])
+def test_output_that_only_the_cloud_can_write_goes_there_whatever_the_load(snapshot: Snapshot) -> None:
+    asked = replace(snapshot, cloud=(replace(CLOUD, max_output_tokens=4096), WRITES_8000))
+    decision = POLICY.decide(LONG, asked, 1000.0)
+    assert (decision.target, decision.reason) == (Target.CLOUD, Reason.CLOUD_ONLY_FEATURE)
+    assert decision.cloud == WRITES_8000
+    assert decide(replace(LONG, asks_output=False), snapshot)[1] is not Reason.CLOUD_ONLY_FEATURE
+
+
+def test_output_that_nobody_can_write_stays_whatever_the_load() -> None:
+    nobody = (replace(CLOUD, max_output_tokens=4999), replace(CLOUD, context_tokens=4999))
+    assert decide(LONG, replace(IDLE, cloud=nobody))[0] is Target.LOCAL
+    assert decide(LONG, replace(FULL, cloud=nobody))[0] is Target.WAIT
+    assert decide(replace(LONG, residency=PINNED.residency), replace(IDLE, cloud=(WRITES_8000,)))[0] is Target.LOCAL
+
+
+def test_output_that_only_the_engine_can_write_does_not_leave() -> None:
+    asked = replace(REQUEST, max_output_tokens=4000, asks_output=True)
+    short = (replace(CLOUD, max_output_tokens=2048),)
+    assert decide(asked, replace(IDLE, cloud=short)) == (Target.LOCAL, Reason.LOCAL_ONLY_FEATURE)
+    assert decide(asked, replace(FULL, cloud=short), after_s=1.9)[0] is Target.WAIT
+
+
+def test_output_clipped_for_the_prompt_s_sake_is_the_engine_s_to_write() -> None:
+    asked = replace(REQUEST, prompt_tokens_estimate=1000, max_output_tokens=4096, asks_output=True)
+    quick = replace(ENGINE, step=StepModel(base_s=0.02, per_decode_s=0.0, per_prefill_token_s=0.0001))
+    assert decide(asked, replace(IDLE, engine=quick)) == (Target.LOCAL, Reason.WITHIN_BUDGET)
+
+
 def test_tight_latency_budget_leaves_though_the_first_token_would_be_in_time() -> None:
     # 100 tokens at 20 ms a step are 2 s of decoding.
     assert decide(replace(REQUEST, latency_budget_s=2.0)) == (Target.CLOUD, Reason.PREDICTED_LATE)
