@@ -64,7 +64,7 @@ class FadingQuantiles:
                 last = bucket
                 if seen >= wanted:
                     break
-        return self._least * 2.0 ** (last / _PER_DOUBLING)
+        return self._least * math.exp2(last / _PER_DOUBLING)
 
     def _age(self, now: float) -> None:
         if now > self._now:

@@ -6,22 +6,22 @@ Reads what `burst --json` wrote.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 WIDTH, HEIGHT = 860, 340
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 44, 44
 STEP_S = 0.05
-LAYERS = (
+Row = dict[str, Any]
+
+LAYERS: tuple[tuple[str, str, Callable[[Row], bool]], ...] = (
     ("local, pinned", "#1f5fa8", lambda row: row["backend"] == "local" and row["pinned"]),
     ("local", "#5b9bd5", lambda row: row["backend"] == "local" and not row["pinned"]),
     ("cloud", "#f2994a", lambda row: row["backend"] not in ("local", None)),
 )
 ARRIVING = ("arriving", "#555555")
 WINDOW_S = 0.5
-
-Row = dict[str, Any]
 
 
 def per_s(times_s: Sequence[float], at_s: float) -> float:
