@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from node.routing.fairness import FairShares
 from node.routing.forecast import local_work_s
@@ -79,14 +79,18 @@ class Admission:
         waiter = Waiter(features, 0.0, due_s=due_s)
         if not features.may_leave:
             self._count_pinned(features, now_s)
-        decision = self._decide(waiter, failed, now_s)
+        engine = self._load_for(failed)
+        decision = self._decide(waiter, engine, failed, now_s)
         settled: list[Placement] = []
         if decision.displaces is not None:
             settled = self._send_away(decision.displaces)
         if decision.target is Target.LOCAL:
             self._hand_over(features)
         elif decision.target is Target.WAIT:
-            self._charge(features, now_s)
+            # What starts at once takes nobody's turn, and is not counted as its caller's.
+            work_s = None if engine is None else local_work_s(features, engine)
+            if work_s is not None:
+                self._shares.charge(features, work_s, now_s)
             self._shares.waits(features, due_s)
             self._failed[features.request_id] = failed
             self._wait(waiter, decision, now_s)
@@ -127,10 +131,10 @@ class Admission:
         """When `wake` has something to do, if nothing else happens before."""
         return self._queue.next_ask_s()
 
-    def _decide(self, waiter: Waiter, failed: frozenset[str], now_s: float) -> Decision:
-        engine = None
-        if self._engine is not None and LOCAL not in failed:
-            engine = self._engine(self.in_flight)
+    def _load_for(self, failed: frozenset[str]) -> EngineLoad | None:
+        return None if self._engine is None or LOCAL in failed else self._engine(self.in_flight)
+
+    def _decide(self, waiter: Waiter, engine: EngineLoad | None, failed: frozenset[str], now_s: float) -> Decision:
         faded = self._faded(now_s)
         snapshot = Snapshot(
             engine=engine,
@@ -161,7 +165,8 @@ class Admission:
     def _ask(self, waiter: Waiter, now_s: float, settled: list[Placement]) -> bool:
         """Decide a waiter again. True if it left the queue."""
         features = waiter.features
-        decision = self._decide(waiter, self._failed[features.request_id], now_s)
+        failed = self._failed[features.request_id]
+        decision = self._decide(waiter, self._load_for(failed), failed, now_s)
         if decision.displaces is not None:
             settled += self._send_away(decision.displaces)
         if decision.target is Target.WAIT:
@@ -169,7 +174,12 @@ class Admission:
             return False
         if decision.target is Target.LOCAL:
             self._hand_over(features)
-            decision = replace(decision, expected_at_s=self._expected_at_s.get(features.request_id))
+            decision = Decision(
+                target=Target.LOCAL,
+                reason=decision.reason,
+                predicted_ttft_s=decision.predicted_ttft_s,
+                expected_at_s=self._expected_at_s.get(features.request_id),
+            )
         self._forget(features.request_id)
         settled.append(Placement(features, decision))
         return True
@@ -209,9 +219,3 @@ class Admission:
         self._failed.pop(request_id, None)
         self._leave_to.pop(request_id, None)
         self._expected_at_s.pop(request_id, None)
-
-    def _charge(self, features: Features, now_s: float) -> None:
-        """Count one that has to wait as its caller's; what starts at once takes nobody's turn."""
-        work_s = None if self._engine is None else local_work_s(features, self._engine(self.in_flight))
-        if work_s is not None:
-            self._shares.charge(features, work_s, now_s)

@@ -87,7 +87,7 @@ class WaitingQueue:
     def __init__(self) -> None:
         self._buckets: list[_Bucket] = []
         self._firsts: list[Rank] = []
-        self._sums: tuple[RunningSums, RunningSums, RunningSums] | None = None  # None: buckets have come or gone
+        self._sums: RunningSums | None = None  # over the buckets; None when one has come or gone
         self._waiters: dict[str, tuple[Rank, Waiter]] = {}
         self._by_time: list[tuple[float, str]] = []
         self._by_worth: list[tuple[float, str]] = []
@@ -178,35 +178,31 @@ class WaitingQueue:
         index = self._index(rank)
         bucket = self._buckets[index]
         at = bisect_left(bucket.ranks, rank)
-        sequences, prompt_tokens, kv_tokens = self._running_sums() if index else (None, None, None)
+        sequences, prompt_tokens, kv_tokens = self._running_sums().before(index) if index else (0, 0, 0)
         return QueueLoad(
             depth=len(self._waiters),
             waited=known is not None,
             kept=known is not None and known[1].kept,
-            sequences_ahead=sum(bucket.sequences[:at]) + (sequences.before(index) if sequences else 0),
-            prompt_tokens_ahead=sum(bucket.prompt_tokens[:at]) + (prompt_tokens.before(index) if prompt_tokens else 0),
-            kv_tokens_ahead=sum(bucket.kv_tokens[:at]) + (kv_tokens.before(index) if kv_tokens else 0),
+            sequences_ahead=sequences + sum(bucket.sequences[:at]),
+            prompt_tokens_ahead=prompt_tokens + sum(bucket.prompt_tokens[:at]),
+            kv_tokens_ahead=kv_tokens + sum(bucket.kv_tokens[:at]),
             entering_tokens=entering_tokens,
             pinned_per_s=pinned_per_s,
             pinned_tokens_per_s=pinned_tokens_per_s,
             cheapest=self._cheapest(rank),
         )
 
-    def _running_sums(self) -> tuple[RunningSums, RunningSums, RunningSums]:
+    def _running_sums(self) -> RunningSums:
         if self._sums is None:
-            self._sums = (
-                RunningSums([sum(bucket.sequences) for bucket in self._buckets]),
-                RunningSums([sum(bucket.prompt_tokens) for bucket in self._buckets]),
-                RunningSums([sum(bucket.kv_tokens) for bucket in self._buckets]),
+            self._sums = RunningSums(
+                [(sum(each.sequences), sum(each.prompt_tokens), sum(each.kv_tokens)) for each in self._buckets]
             )
         return self._sums
 
     def _count(self, index: int, features: Features, sign: int) -> None:
         if self._sums is not None:
-            sequences, prompt_tokens, kv_tokens = self._sums
-            sequences.add(index, sign * features.choices)
-            prompt_tokens.add(index, sign * features.uncached_tokens_estimate)
-            kv_tokens.add(index, sign * features.prompt_tokens_estimate)
+            prompt_tokens = sign * features.uncached_tokens_estimate
+            self._sums.add(index, (sign * features.choices, prompt_tokens, sign * features.prompt_tokens_estimate))
 
     def _cheapest(self, rank: Rank) -> Leaver | None:
         heap = self._by_worth

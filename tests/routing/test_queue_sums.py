@@ -135,17 +135,21 @@ def test_heaps_do_not_outgrow_a_queue_that_is_never_empty() -> None:
     assert max(len(queue._by_time), len(queue._by_worth)) < 100
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(-50, 50), max_size=40), st.lists(st.tuples(st.integers(0, 39), st.integers(-9, 9))))
-def test_running_sums_are_those_of_the_list(values: list[int], changes: list[tuple[int, int]]) -> None:
-    sums = RunningSums(values)
+rows = st.tuples(st.integers(-50, 50), st.integers(-50, 50), st.integers(-50, 50))
+
+
+@given(st.lists(rows, max_size=40), st.lists(st.tuples(st.integers(0, 39), rows)))
+def test_running_sums_are_those_of_the_list(
+    plain: list[tuple[int, int, int]], changes: list[tuple[int, tuple[int, int, int]]]
+) -> None:
+    sums = RunningSums(plain)
     for index, change in changes:
-        if index < len(values):
-            values[index] += change
+        if index < len(plain):
+            x, y, z = plain[index]
+            plain[index] = (x + change[0], y + change[1], z + change[2])
             sums.add(index, change)
-    assert [sums.before(index) for index in range(len(values) + 1)] == [
-        sum(values[:index]) for index in range(len(values) + 1)
-    ]
+    for index in range(len(plain) + 1):
+        assert sums.before(index) == tuple(sum(row[column] for row in plain[:index]) for column in range(3))
 
 
 def lines_run(waiting: int) -> int:
