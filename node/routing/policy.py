@@ -37,11 +37,12 @@ class _Cloud:
     """What the cloud offers one request: the option to take, or the rule that refuses the one there would be.
 
     Both are None when the catalogue declares nothing that can do what the request asks for; `too_long` says that
-    something could, were the prompt shorter.
+    something could, were the prompt shorter. `away` is an option that lacks nothing but its provider.
     """
 
     option: CloudOption | None = None
     refused_by: Reason | None = None
+    away: CloudOption | None = None
     too_long: bool = False
 
 
@@ -80,7 +81,8 @@ class OverflowPolicy:
         a waiting one ahead of it that is cheaper to send away, if that is enough; and if it would be late by far, it
         leaves at once.
      6. Cloud refused (pinned, no provider, unknown price, cost cap): room in the engine is taken even if late; else
-        wait up to `give_up_s`, then refuse, naming the rule.
+        wait up to `give_up_s`, then refuse, naming the rule. Where only the provider was away, it is asked for once
+        more at the last safe moment.
     """
 
     limits: Limits
@@ -130,7 +132,10 @@ class OverflowPolicy:
         hopeless = outlook.obstacle is Reason.QUEUE_DEPTH or engine.state is EngineState.DOWN
         if hopeless or now_s >= features.give_up_s:
             return _refuse(rule, retry_after_s=outlook.ttft_s)
-        return Decision(target=Target.WAIT, reason=rule, predicted_ttft_s=outlook.ttft_s)
+        leave_at_s = None if cloud.away is None else self._last_moment_s(features, cloud.away)
+        if leave_at_s is not None and now_s >= leave_at_s:
+            leave_at_s = None
+        return Decision(target=Target.WAIT, reason=rule, leave_at_s=leave_at_s, predicted_ttft_s=outlook.ttft_s)
 
     def _outlook(self, features: Features, snapshot: Snapshot, engine: EngineLoad, now_s: float) -> _Outlook:
         obstacle = self._obstacle(features, snapshot, engine)
@@ -315,6 +320,7 @@ def _fits(features: Features, context_tokens: int, option: CloudOption | None = 
 def _choose_cloud(features: Features, options: tuple[CloudOption, ...]) -> _Cloud:
     """The first declared equivalent that can do it, is up, has a price and fits the request's cost cap."""
     refused_by: Reason | None = None
+    away: CloudOption | None = None
     too_long = False
     for option in options:
         if not features.needs <= option.capabilities or not _fits(features, option.context_tokens, option):
@@ -328,10 +334,10 @@ def _choose_cloud(features: Features, options: tuple[CloudOption, ...]) -> _Clou
         elif features.cost_budget_nano_usd is not None and worst_nano_usd > features.cost_budget_nano_usd:
             refused_by = refused_by or Reason.COST_BUDGET
         elif not option.available:
-            refused_by = refused_by or Reason.NO_PROVIDER
+            refused_by, away = refused_by or Reason.NO_PROVIDER, away or option
         else:
             return _Cloud(option=option)
-    return _Cloud(refused_by=refused_by, too_long=too_long)
+    return _Cloud(refused_by=refused_by, away=away, too_long=too_long)
 
 
 def _local_reason(features: Features, snapshot: Snapshot, cloud: _Cloud) -> Reason:

@@ -8,7 +8,7 @@ Three = tuple[int, int, int]
 
 
 class RunningSums:
-    """Rows of three numbers and their running sums: changing one of n rows, or adding up the first, takes log n steps."""
+    """Rows of three numbers and their running sums: changing one of n rows, or adding up the first few, takes log n."""
 
     def __init__(self, rows: Sequence[Three]) -> None:
         self._trees = tuple(_tree([row[column] for row in rows]) for column in range(3))

@@ -11,8 +11,9 @@ from __future__ import annotations
 import heapq
 import math
 import random
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from node.money import Price, Usage
 from node.routing.admission import Admission, Placement
@@ -37,13 +38,17 @@ from node.simulate.engine import SimulatedEngine, StepReport
 from node.simulate.values import TraceRequest
 
 _MAX_OUTPUT_TOKENS = 1_000_000
+_CLOUD = "cloud"
+_OUTAGE_SHOWS_S = 0.05  # a connection that is refused, or a 503
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """The simulated cloud. TTFT is log-normal; `outages` are (from, to) in seconds during which every call fails.
+    """The simulated cloud. TTFT is log-normal.
 
-    `calls_per_minute` is its rate limit, None for none.
+    `outages` are (from, to) in seconds of the trace: a call made in one fails after a moment. `calls_per_minute` is its
+    rate limit: a call beyond it fails at once. None: no limit. After either failure the node leaves the provider alone
+    for `pause_s`, as it does for a rate limit that says no time.
     """
 
     price: Price
@@ -51,6 +56,7 @@ class Provider:
     ttft_sigma: float = 0.35
     outages: tuple[tuple[float, float], ...] = ()
     calls_per_minute: int | None = None
+    pause_s: float = 1.0
     seed: int = 0
 
     def ttft_s(self, index: int) -> float:
@@ -61,10 +67,14 @@ class Provider:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promise:
-    """What every request is promised, and which are pinned (indices into the trace)."""
+    """What every request is promised, and which are pinned (indices into the trace).
+
+    `patience_s` is how long one that cannot leave may wait before it is refused.
+    """
 
     ttft_budget_s: float
     pinned: frozenset[int] = frozenset()
+    patience_s: float = 3600.0
 
 
 @dataclass(slots=True)
@@ -82,7 +92,7 @@ class Fate:
 
 @dataclass(slots=True)
 class Replay:
-    """All fates, by index into the trace, and what the engine did."""
+    """All fates, by index into the trace, what the engine did, and how many calls the provider did not take."""
 
     fates: list[Fate | None]
     busy_s: float = 0.0
@@ -90,6 +100,37 @@ class Replay:
     preemptions: int = 0
     deepest: int = 0
     decisions: int = 0
+    failed_calls: int = 0
+
+
+class _Calls:
+    """Calls to the provider as they come: which of them fail, and whether it is left alone for that."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+        self._taken_s: deque[float] = deque()  # of the last minute
+        self._paused_until_s = 0.0
+
+    def fails_after_s(self, now_s: float) -> float | None:
+        """Seconds until a call made now fails; None: it does not, and counts towards the rate limit."""
+        if any(from_s <= now_s < to_s for from_s, to_s in self._provider.outages):
+            return _OUTAGE_SHOWS_S
+        most, taken_s = self._provider.calls_per_minute, self._taken_s
+        if most is not None:
+            while taken_s and taken_s[0] <= now_s - 60.0:
+                taken_s.popleft()
+            if len(taken_s) >= most:
+                return 0.0
+            taken_s.append(now_s)
+        return None
+
+    def failed(self, now_s: float) -> None:
+        """Take in a failure."""
+        self._paused_until_s = now_s + self._provider.pause_s
+
+    def is_available(self, now_s: float) -> bool:
+        """Whether the node would call the provider now."""
+        return now_s >= self._paused_until_s
 
 
 class _World:
@@ -115,6 +156,9 @@ class _World:
         self.replay = Replay([None] * len(trace))
         self.features: dict[int, Features] = {}
         self.first_tokens: list[tuple[float, int]] = []  # cloud answers under way
+        self.failures: list[tuple[float, int]] = []  # cloud calls that are about to fail
+        self.failed: set[int] = set()  # requests whose call has failed
+        self.calls = _Calls(provider)
         self._observer = policy if isinstance(policy, Observes) else None
         self._option: CloudOption | None = None
         self.admission = Admission(policy=policy, engine=self._load, cloud_options=self._options)
@@ -128,6 +172,7 @@ class _World:
                 trace[index].arrival_s if index < len(trace) else None,
                 admission.next_wake_s(),
                 self.first_tokens[0][0] if self.first_tokens else None,
+                self.failures[0][0] if self.failures else None,
             ]
             known = [at for at in times if at is not None]
             if not known:
@@ -141,6 +186,8 @@ class _World:
                 self._promised(answered, now - trace[answered].arrival_s)
                 self._option = None
                 self._tell(answered, ttft_s=self.provider.ttft_s(answered), output_tokens=trace[answered].output_tokens)
+            elif times[4] is not None and times[4] <= now:
+                self._failed(heapq.heappop(self.failures)[1])
             elif times[1] is not None and times[1] <= now:
                 self._arrive(index)
                 index += 1
@@ -155,8 +202,20 @@ class _World:
         request = self.trace[index]
         features = self._features(index, request)
         self.features[index] = features
+        self._admit(features, frozenset())
+
+    def _failed(self, index: int) -> None:
+        """A call has failed: the request is decided again without the provider, as the dispatcher does."""
+        self.replay.failed_calls += 1
+        self.calls.failed(self.now_s)
+        self._tell(index, ttft_s=0.0, output_tokens=0)
+        self.failed.add(index)
+        self.replay.fates[index] = None
+        self._admit(self.features[index], frozenset({_CLOUD}))
+
+    def _admit(self, features: Features, failed: frozenset[str]) -> None:
         self.replay.decisions += 1
-        decision, settled = self.admission.arrive(features, self.now_s)
+        decision, settled = self.admission.arrive(features, self.now_s, failed)
         if decision.target is not Target.WAIT:
             self._go(features, decision)
         self._place(settled)
@@ -180,7 +239,7 @@ class _World:
             latency_budget_s=None,
             cost_budget_nano_usd=None,
             arrived_s=request.arrival_s,
-            give_up_s=request.arrival_s + 3600.0,
+            give_up_s=request.arrival_s + self.promise.patience_s,
             tenant=request.client,
             cached_tokens_estimate=request.prefix_hit_tokens,
             output_tokens_estimate=self.lengths.expected(request.client),
@@ -193,9 +252,10 @@ class _World:
     def _go(self, features: Features, decision: Decision) -> None:
         index = int(features.request_id)
         request = self.trace[index]
+        again = index in self.failed and decision.target is not Target.REFUSE
         fate = Fate(
             self.now_s,
-            decision.reason,
+            Reason.CLOUD_FAILED if again else decision.reason,
             decision.target,
             predicted_ttft_s=decision.predicted_ttft_s,
             expected_at_s=decision.expected_at_s,
@@ -208,6 +268,10 @@ class _World:
             self.engine.submit(sequence, self.now_s)
             self.admission.entered(features.request_id)
         elif decision.target is Target.CLOUD:
+            fails_after_s = self.calls.fails_after_s(self.now_s)
+            if fails_after_s is not None:
+                heapq.heappush(self.failures, (self.now_s + fails_after_s, index))
+                return
             ttft_s = self.provider.ttft_s(index)
             fate.ttft_s = self.now_s + ttft_s - request.arrival_s
             fate.cost_nano_usd = self.provider.price.cost_nano_usd(Usage(request.prompt_tokens, request.output_tokens))
@@ -282,7 +346,7 @@ class _World:
     def _options(self, failed: frozenset[str]) -> tuple[CloudOption, ...]:
         if self._option is None:
             self._option = CloudOption(
-                provider="cloud",
+                provider=_CLOUD,
                 model="simulated",
                 capabilities=frozenset(),
                 context_tokens=10**9,
@@ -290,6 +354,8 @@ class _World:
                 price=self.provider.price,
                 ttft_high_s=self.ttft.high_s(self.now_s),
             )
+        if _CLOUD in failed or not self.calls.is_available(self.now_s):
+            return (replace(self._option, available=False),)
         return (self._option,)
 
 

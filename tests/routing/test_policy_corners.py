@@ -319,3 +319,11 @@ def test_slow_provider_is_left_for_earlier() -> None:
 def test_refusal_for_want_of_room_says_when_to_come_back() -> None:
     decision = POLICY.decide(PINNED, FULL, 1061.0)
     assert decision.retry_after_s == pytest.approx(1.0 + 0.1 + 0.02)
+
+
+def test_request_whose_provider_is_away_asks_for_it_once_more_at_its_last_safe_moment() -> None:
+    away = replace(FULL, cloud=(replace(CLOUD, available=False),))
+    waits: Decision = POLICY.decide(REQUEST, away, 1000.0)
+    assert (waits.target, waits.reason, waits.worth) == (Target.WAIT, Reason.NO_PROVIDER, None)
+    assert waits.leave_at_s == pytest.approx(1000 + 2.0 - 0.6 - 0.1)
+    assert POLICY.decide(REQUEST, away, 1001.5).leave_at_s is None
