@@ -24,6 +24,8 @@ from _harness import options
 from _harness.process import CannotRun
 from _harness.report import Bar, describe_machine, finish, number, table
 from _policy_cost import QUEUES, decision_costs
+from _policy_trouble import HEADER as TROUBLE_HEADER
+from _policy_trouble import trouble_rows
 
 from node.errors import SettingsError
 from node.money import Price
@@ -163,9 +165,8 @@ def requests_of(source: Source, context_tokens: int) -> tuple[TraceRequest, ...]
     return whole if source.most is None else whole[: source.most]
 
 
-def cell(job: Job) -> Cell:
-    """Works one cell out."""
-    started = time.perf_counter()
+def setting(job: Job) -> tuple[EngineProfile, float, list[TraceRequest], Promise, Provider]:
+    """The engine, how much faster than recorded the trace is, the trace, the promise and the provider."""
     profile = find_profile(job.profile)
     recorded = requests_of(job.source, profile.context_tokens)
     speed = speed_for(recorded, profile, job.load)
@@ -175,6 +176,19 @@ def cell(job: Job) -> Cell:
     provider = Provider(
         price=PRICE, ttft_median_s=job.cloud.ttft_median_s, ttft_sigma=job.cloud.ttft_sigma, seed=job.source.seed
     )
+    return profile, speed, trace, promise, provider
+
+
+def troubled(job: Job) -> list[list[str]]:
+    """The lines of one trace at one load for the table of troubles."""
+    profile, _, trace, promise, provider = setting(job)
+    return trouble_rows(job.source.name, job.load, trace, profile, provider, promise)
+
+
+def cell(job: Job) -> Cell:
+    """Works one cell out."""
+    started = time.perf_counter()
+    profile, speed, trace, promise, provider = setting(job)
 
     def through(policy: str) -> tuple[Replay, Outcome]:
         done = replay(trace, profile, provider, promise, make_policy(policy))
@@ -409,11 +423,23 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
     ]
 
 
+def show_trouble(wanted: Sequence[Job], processes: int) -> int:
+    """Prints how a failing provider is borne, a table per profile and provider; no bar says how well it has to be."""
+    with ProcessPoolExecutor(processes) as pool:
+        found = list(zip(wanted, pool.map(troubled, wanted), strict=True))
+    for profile, cloud in dict.fromkeys((job.profile, job.cloud) for job in wanted):
+        inside = [row for job, rows in found if (job.profile, job.cloud) == (profile, cloud) for row in rows]
+        print(f"\n{profile}, {cloud}\n\n{table(TROUBLE_HEADER, inside)}")
+    return 0
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Works out the cells in as many processes as asked for, and reports."""
     wanted = jobs(arguments)
     machine = describe_machine()
     print(machine)
+    if arguments.trouble:
+        return show_trouble(wanted, arguments.processes)
     costs_us = decision_costs()
     cells = []
     with ProcessPoolExecutor(arguments.processes) as pool:
@@ -455,6 +481,9 @@ def main() -> int:
     )
     parser.add_argument("--profile", action="append", metavar="NAME", help="engine profile (repeatable; default: all)")
     parser.add_argument("--load", action="append", type=float, metavar="L", help="offered load (repeatable)")
+    parser.add_argument(
+        "--trouble", action="store_true", help="instead: what a failing provider does to the promises, without bars"
+    )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of pins and TTFTs (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="to use (default: %(default)s)")
     arguments = parser.parse_args()

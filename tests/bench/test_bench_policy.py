@@ -8,8 +8,10 @@ import _policy
 import pytest
 from _harness.process import CannotRun
 from _policy_cost import decision_costs
+from _policy_trouble import HEADER, trouble_rows
 
-from node.simulate.replay import Outcome
+from node.simulate.profiles import find_profile
+from node.simulate.replay import Outcome, Promise, Provider
 from node.simulate.trace import write_trace
 from node.simulate.values import TraceRequest
 from node.simulate.workloads import WorkloadKind
@@ -149,3 +151,16 @@ def test_the_cost_of_deciding_is_measured_at_every_length() -> None:
     costs_us = decision_costs((4, 40), passes=10, best_of=1)
     assert list(costs_us) == [4, 40]
     assert all(math.isfinite(cost) and cost > 0 for cost in costs_us.values())
+
+
+def test_troubles_are_shown_beside_what_comes_of_the_same_trace_without_them() -> None:
+    trace = [TraceRequest(number / 20, 400, 100) for number in range(1200)]
+    profile = replace(find_profile("cpu-demo"), max_sequences=4)
+    provider = Provider(price=_policy.PRICE, ttft_median_s=0.3, ttft_sigma=0.0)
+    rows = trouble_rows("steady", 1.0, trace, profile, provider, Promise(ttft_budget_s=1.0))
+    assert [row[2] for row in rows[:2]] == ["none", "outage"]
+    assert rows[2][2].endswith("calls a minute")
+    assert {len(row) for row in rows} == {len(HEADER)}
+    failed = [int(row[6].replace(",", "")) for row in rows]
+    assert failed[0] == 0
+    assert min(failed[1:]) > 0
