@@ -7,20 +7,18 @@ import math
 _PER_DOUBLING = 16  # buckets 4.4 % wide
 _LEAST = 1e-4
 _FORGOTTEN = 50.0  # e-foldings; days of silence would overflow
-_BUCKETS = 24 * _PER_DOUBLING  # up to about 1,600 of whatever the unit is, times `scale`
+_BUCKETS = 24 * _PER_DOUBLING  # up to about 1,600 of whatever the unit is
 
 
 class FadingQuantiles:
     """What share of recent values lies below which value.
 
     A value counts half after `half_life` of whatever the caller measures age in (seconds; or values, when nothing is
-    said). `scale` multiplies the range, for units in which values are large. Values outside the range count at its
-    ends.
+    said). Values outside the range count at its ends.
     """
 
-    def __init__(self, half_life: float, *, scale: float = 1.0) -> None:
+    def __init__(self, half_life: float) -> None:
         self._decay = math.log(2) / half_life
-        self._least = _LEAST * scale
         self._weights = [0.0] * _BUCKETS
         self._total = 0.0
         self._unit = 1.0  # what one new value weighs; grows, so that old ones need not be touched
@@ -28,11 +26,11 @@ class FadingQuantiles:
         self._cached: dict[float, float] = {}
 
     def add(self, value: float, now: float | None = None) -> None:
-        """Count one value. `now` is the age scale's present; left out, every value ages the others by one."""
+        """Count one value. `now` is the present, as age is measured; left out, every value ages the others by one."""
         self._age(self._now + 1.0 if now is None else now)
         bucket = 0
-        if value > self._least:
-            bucket = min(_BUCKETS - 1, int(_PER_DOUBLING * math.log2(value / self._least)) + 1)
+        if value > _LEAST:
+            bucket = min(_BUCKETS - 1, int(_PER_DOUBLING * math.log2(value / _LEAST)) + 1)
         self._weights[bucket] += self._unit
         self._total += self._unit
         self._cached.clear()
@@ -64,7 +62,7 @@ class FadingQuantiles:
                 last = bucket
                 if seen >= wanted:
                     break
-        return self._least * math.exp2(last / _PER_DOUBLING)
+        return _LEAST * math.exp2(last / _PER_DOUBLING)
 
     def _age(self, now: float) -> None:
         if now > self._now:

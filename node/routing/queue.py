@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from node.routing.running_sums import RunningSums
@@ -94,9 +93,6 @@ class WaitingQueue:
 
     def __len__(self) -> int:
         return len(self._waiters)
-
-    def __iter__(self) -> Iterator[Waiter]:
-        return (waiter for _, waiter in self._waiters.values())
 
     def get(self, request_id: str) -> Waiter | None:
         """The waiter of that request, if it waits."""

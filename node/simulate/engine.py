@@ -73,11 +73,6 @@ class SimulatedEngine:
         return len(self._prefilling) + len(self._decoding)
 
     @property
-    def decoding(self) -> int:
-        """Sequences past their prompt."""
-        return len(self._decoding)
-
-    @property
     def prefilling_left_tokens(self) -> int:
         """Prompt tokens to compute of the sequences that run."""
         return sum(sequence.prompt_left for sequence in self._prefilling)

@@ -98,8 +98,6 @@ class Replay:
     busy_s: float = 0.0
     ended_s: float = 0.0
     preemptions: int = 0
-    deepest: int = 0
-    decisions: int = 0
     failed_calls: int = 0
 
 
@@ -214,12 +212,10 @@ class _World:
         self._admit(self.features[index], frozenset({_CLOUD}))
 
     def _admit(self, features: Features, failed: frozenset[str]) -> None:
-        self.replay.decisions += 1
         decision, settled = self.admission.arrive(features, self.now_s, failed)
         if decision.target is not Target.WAIT:
             self._go(features, decision)
         self._place(settled)
-        self.replay.deepest = max(self.replay.deepest, self.admission.depth)
 
     def _features(self, index: int, request: TraceRequest) -> Features:
         budget_s = self.promise.ttft_budget_s

@@ -47,7 +47,7 @@ def test_waiting_again_replaces_the_old_time() -> None:
     queue = WaitingQueue()
     queue.add(Waiter(named("a"), 1.0))
     queue.add(Waiter(named("a"), 5.0))
-    assert len(list(queue)) == 1
+    assert len(queue) == 1
     assert queue.next_ask_s() == 5.0
 
 

@@ -49,9 +49,11 @@ def test_call_in_an_outage_fails_after_a_moment_and_its_request_is_decided_again
     for number, fate in enumerate(fates(done)):
         if 5 <= number < 10:
             assert (fate.target, fate.reason) == (Target.LOCAL, Reason.CLOUD_FAILED)
-            assert (fate.decided_s, fate.cost_nano_usd) == (pytest.approx(number + 0.05), 0)
+            assert fate.decided_s == pytest.approx(number + 0.05)
+            assert fate.cost_nano_usd == 0
         else:
-            assert (fate.target, fate.ttft_s) == (Target.CLOUD, pytest.approx(0.3))
+            assert fate.target is Target.CLOUD
+            assert fate.ttft_s == pytest.approx(0.3)
 
 
 def test_provider_that_failed_is_left_alone_for_its_pause() -> None:
