@@ -14,8 +14,8 @@ from node.routing.step_fit import StepFit
 
 _FADE_S = 4.0  # long against one step (milliseconds), short against a change of load (tens of seconds)
 _FADE_FINISHES = 24.0  # and long enough for so many to finish
-_START_SLACK_S = 0.3
-_LATE_TARGET = 0.005
+_START_SLACK_S = 0.4
+_LATE_TARGET = 0.004
 _CAUTION_STEP = 0.15
 # The share of predictions that the slack does not cover, as a power of ten: one in 100, one in 5, one in 300.
 _START_CAUTION, _LEAST_CAUTION, _MOST_CAUTION = 2.0, 0.7, 2.5
