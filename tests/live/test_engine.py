@@ -356,7 +356,7 @@ async def test_queued_prompt_tokens_are_those_the_engine_counts(engine: LocalEng
 
 
 async def test_load_follows_the_work(engine: LocalEngine, backend: LocalBackend) -> None:
-    calls = [asyncio.ensure_future(gather(backend.open(chat(ignore_eos=True, cap=40)))) for _ in range(12)]
+    calls = [asyncio.ensure_future(gather(backend.open(chat(ignore_eos=True, cap=400)))) for _ in range(12)]
     await eventually(lambda: engine.in_flight == 12)
     await eventually(lambda: engine.load(12).running == 8, within_s=10.0)
     await eventually(lambda: engine.load(12).waiting > 0)
