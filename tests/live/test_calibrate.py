@@ -59,7 +59,8 @@ def test_ctrl_c_twice_stops_the_engine_and_writes_nothing(tmp_path: Path) -> Non
             child.send_signal(signal.SIGINT)
             time.sleep(0.1)
         assert child.wait(60) == 130, log.read_text()
-        assert [each for each in family if each.is_running() and each.status() != psutil.STATUS_ZOMBIE] == []
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert alive == []
         assert [path.name for path in tmp_path.iterdir()] == ["log"]
     finally:
         if child.poll() is None:
