@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-WIDTH, HEIGHT = 860, 340
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 44, 44
+from _svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, picture, text
+
 STEP_S = 0.05
 Row = dict[str, Any]
 
@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, str, Callable[[Row], bool]], ...] = (
     ("local", "#5b9bd5", lambda row: row["backend"] == "local" and not row["pinned"]),
     ("cloud", "#f2994a", lambda row: row["backend"] not in ("local", None)),
 )
-ARRIVING = ("arriving", "#555555")
+ARRIVING = "arriving"
 WINDOW_S = 0.5
 
 
@@ -47,15 +47,10 @@ def draw(document: dict[str, Any]) -> str:
     def y(count: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * count / top
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        'font-family="system-ui, sans-serif" font-size="13">',
-        "<title>A burst: first tokens per second, local and cloud, beside the requests that arrive</title>",
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-    ]
+    parts = []
     for tick in range(0, top + 1, 20):
-        parts.append(f'<path d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}" stroke="#e6e6e6"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end" fill="#555">{tick}</text>')
+        parts.append(f'<path class="rule" d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(text(LEFT - 8, y(tick) + 4, str(tick), anchor="end"))
     below = [0.0] * len(times)
     for name, colour, values in series:
         above = [base + value for base, value in zip(below, values, strict=True)]
@@ -64,21 +59,18 @@ def draw(document: dict[str, Any]) -> str:
         parts.append(f'<polygon points="{up} {down}" fill="{colour}"><title>{name}</title></polygon>')
         below = above
     line = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in zip(times, arriving, strict=True))
-    parts.append(f'<polyline points="{line}" fill="none" stroke="{ARRIVING[1]}" stroke-dasharray="5 3"/>')
+    parts.append(f'<polyline class="line" points="{line}" fill="none" stroke-dasharray="5 3"/>')
     for tick in range(int(times[-1]) + 1):
-        parts.append(
-            f'<text x="{x(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="#555">{tick} s</text>'
-        )
+        parts.append(text(x(tick), HEIGHT - BOTTOM + 18, f"{tick} s", anchor="middle"))
     at = float(LEFT)
-    for name, colour in [*((name, colour) for name, colour, _ in LAYERS), ARRIVING]:
+    for name, colour, _ in LAYERS:
         parts.append(f'<rect x="{at}" y="16" width="12" height="12" fill="{colour}"/>')
-        parts.append(f'<text x="{at + 18}" y="27" fill="#222">{name}</text>')
+        parts.append(text(at + 18, 27, name, kind="text"))
         at += 40 + 7.2 * len(name)
-    parts.append(
-        f'<text x="{LEFT}" y="{HEIGHT - 8}" fill="#555">requests per second; {len(rows)} arrive in 5 s, '
-        "each is answered</text>"
-    )
-    return "\n".join([*parts, "</svg>", ""])
+    parts.append(f'<path class="line" d="M{at} 22h14" stroke-dasharray="5 3"/>')
+    parts.append(text(at + 18, 27, ARRIVING, kind="text"))
+    parts.append(text(LEFT, HEIGHT - 8, f"requests per second; {len(rows)} arrive in 5 s, each is answered"))
+    return picture("A burst: first tokens per second, local and cloud, beside the requests that arrive", parts)
 
 
 def main() -> int:
