@@ -196,9 +196,10 @@ def facts(comparison: Comparison) -> list[str]:
     question, bound = comparison.question, comparison.bound
     trace, promise, provider = question.trace, question.promise, question.provider
     duration_s = trace[-1].arrival_s - trace[0].arrival_s
+    load = f"load {comparison.load:.2f}" if math.isfinite(comparison.load) else "all at once"
     lines = [
-        f"{question.title}: {len(trace):,} requests in {duration_s:,.0f} s, speed {question.speed:.3g}, "
-        f"load {comparison.load:.2f} on {question.profile.name}",
+        f"{question.title}: {len(trace):,} {'request' if len(trace) == 1 else 'requests'} in {duration_s:,.0f} s, "
+        f"speed {question.speed:.3g}, {load} on {question.profile.name}",
         f"promise: first token in {promise.ttft_budget_s:g} s; {len(promise.pinned):,} pinned; "
         f"cloud TTFT: median {provider.ttft_median_s:g} s, sigma {provider.ttft_sigma:g}; "
         f"price: ${_price(provider.price)} per million tokens, input/output",

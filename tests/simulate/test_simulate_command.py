@@ -94,7 +94,7 @@ def test_the_page_is_whole_and_asks_no_other_host(tmp_path: Path, capsys: pytest
     page = Page()
     page.feed(content)
     assert page.open == []
-    assert page.count["svg"] == 3
+    assert page.count["svg"] == 3 + 3  # and a sample of each line, in words beside it
     assert page.count["polygon"] == 2 * 3
     assert page.count["polyline"] == 3
     assert page.links == []
@@ -102,6 +102,30 @@ def test_the_page_is_whole_and_asks_no_other_host(tmp_path: Path, capsys: pytest
     assert "prefers-color-scheme:dark" in content
     assert "a<b>" not in content
     assert "a&lt;b&gt;&amp;c.csv" in content
+
+
+def test_the_page_says_in_words_what_its_pictures_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "page.html"
+    assert main([*SHORT, "--html", str(path)]) == 0
+    content = path.read_text()
+    said = re.findall(r'role="img" aria-label="([^"]*)"', content)
+    assert len(said) == 3
+    for each in said:
+        assert [part.partition(": ")[0] for part in each.split("; ")] == ["overflow", "depth:4", "cloud"]
+    assert content.count('scope="row"') == 3
+    assert '<html lang="en">' in content
+
+
+def test_the_page_of_a_single_request_that_cost_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace, path = tmp_path / "one.csv", tmp_path / "page.html"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n5,900,40\n")
+    assert main(["simulate", str(trace), "--policy", "overflow", "--html", str(path)]) == 0
+    assert "1 request in 0 s, speed 1, all at once" in capsys.readouterr().out
+    page = Page()
+    page.feed(content := path.read_text())
+    assert page.open == []
+    assert "Nothing was spent." in content
+    assert not re.search("nan|inf[^o]", re.sub("<style>.*</style>", "", content, flags=re.DOTALL))
 
 
 def test_prompts_longer_than_the_context_are_cut_and_counted(
