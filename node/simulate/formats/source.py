@@ -9,19 +9,19 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 from node.errors import SettingsError
 
-MAX_LINE_BYTES = (
-    1 << 20
-)  # a Mooncake line of a million tokens is 15 kB; beyond this it is no trace, and memory is at stake
+MAX_LINE_BYTES = 1 << 20  # a Mooncake line of a million tokens is 15 kB; beyond this, memory is at stake
 MAX_TOKENS = 1_000_000_000
 MAX_NUMBER = 1e10  # in seconds three centuries: more is a clock in the wrong unit
+
+_Number = TypeVar("_Number", int, float)
 
 
 def refusal(path: Path, what: str, *, line: int | None = None, column: str | None = None) -> SettingsError:
@@ -93,41 +93,40 @@ def csv_rows(
 
 
 def number_of(path: Path, line: int, column: str, text: str) -> float:
-    """`text` as a number, 0 or more. Raises `SettingsError` for anything else, NaN and infinity included."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = None
-    if number is None or "_" in text:
-        raise refusal(path, f"not a number: {shown(text)}", line=line, column=column)
-    return number_within(path, line, column, number)
+    """`text` as a number, if it is one a trace can hold. Raises `SettingsError` for anything else."""
+    return number_within(path, line, column, _parsed(float, path, line, column, text))
+
+
+def tokens_of(path: Path, line: int, column: str, text: str) -> int:
+    """`text` as a number of tokens, if there can be that many. Raises `SettingsError` for anything else."""
+    return tokens_within(path, line, column, _parsed(int, path, line, column, text))
 
 
 def number_within(path: Path, line: int, column: str, number: float) -> float:
     """`number`, if it is one a trace can hold: 0 to `MAX_NUMBER`. Raises `SettingsError`."""
-    if 0 <= number <= MAX_NUMBER:
-        return number
-    what = "negative" if number < 0 else f"more than {MAX_NUMBER:,.0f}" if number > 0 else "not a number"
-    raise refusal(path, f"{what}: {number}", line=line, column=column)
-
-
-def tokens_of(path: Path, line: int, column: str, text: str) -> int:
-    """`text` as a number of tokens, 0 or more. Raises `SettingsError` for anything else."""
-    try:
-        number = int(text)
-    except ValueError:
-        number = None
-    if number is None or "_" in text:
-        raise refusal(path, f"not a whole number: {shown(text)}", line=line, column=column)
-    return tokens_within(path, line, column, number)
+    return _within(MAX_NUMBER, path, line, column, number)
 
 
 def tokens_within(path: Path, line: int, column: str, tokens: int) -> int:
     """`tokens`, if there can be that many: 0 to a billion. Raises `SettingsError`."""
-    if 0 <= tokens <= MAX_TOKENS:
-        return tokens
-    what = "negative" if tokens < 0 else f"more than {MAX_TOKENS:,}"
-    raise refusal(path, f"{what}: {shown(str(tokens))[1:-1]}", line=line, column=column)
+    return _within(MAX_TOKENS, path, line, column, tokens)
+
+
+def _parsed(kind: Callable[[str], _Number], path: Path, line: int, column: str, text: str) -> _Number:
+    try:
+        if "_" not in text:  # a digit separator to Python, to nobody else
+            return kind(text)
+    except ValueError:
+        pass
+    what = "a whole number" if kind is int else "a number"
+    raise refusal(path, f"not {what}: {shown(text)}", line=line, column=column)
+
+
+def _within(most: float, path: Path, line: int, column: str, number: _Number) -> _Number:
+    if 0 <= number <= most:
+        return number
+    what = "negative" if number < 0 else f"more than {most:,.0f}" if number > 0 else "not a number"
+    raise refusal(path, f"{what}: {shown(str(number))[1:-1]}", line=line, column=column)
 
 
 def _opened(path: Path) -> BinaryIO:
