@@ -57,7 +57,7 @@ def test_reused_pid_is_left_alone() -> None:
     assert sweep([stranger], 0.0) == []
 
 
-def test_what_is_spawned_apart_has_a_session_of_its_own_and_is_waited_for_as_ever() -> None:
+def test_what_is_spawned_apart_has_a_group_of_its_own_in_our_session_and_is_waited_for_as_ever() -> None:
     spawn = multiprocessing.get_context("spawn")
     with spawning_apart():
         apart = spawn.Process(target=time.sleep, args=(60,))
@@ -67,7 +67,8 @@ def test_what_is_spawned_apart_has_a_session_of_its_own_and_is_waited_for_as_eve
     try:
         assert apart.pid is not None
         assert beside.pid is not None
-        assert os.getsid(apart.pid) == os.getpgid(apart.pid) == apart.pid
+        assert os.getpgid(apart.pid) == apart.pid
+        assert os.getsid(apart.pid) == os.getsid(0), "else the kernel shares cores out between the two first"
         assert os.getpgid(beside.pid) == os.getpgid(0)
     finally:
         for process in (apart, beside):
