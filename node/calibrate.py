@@ -31,11 +31,9 @@ from node.local.engine import LocalEngine
 from node.local.stats import TimedStep
 from node.routing.profile import EngineProfile
 from node.settings import Settings
-from node.simulate.calibration import Fit, Measured, fit, measure
+from node.simulate.calibration import Cache, Fit, Measured, fit, measure
 from node.simulate.profiles import write_profile
 
-# The step model has no term for how long the running sequences are: their usual length is in its coefficients. The
-# shipped profiles assume the same.
 PROMPT_TOKENS = 1024
 _OUTPUT_TOKENS = 128
 _TWO_ROUNDS_S = 30.0  # as long as this, everything is measured twice, so that a bad moment spoils only half
@@ -54,11 +52,12 @@ class Drive(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A closed loop of `sequences`, with prompts and answers of about these lengths."""
+    """A closed loop of `sequences`, with prompts and answers of about these lengths, for `share` as long as others."""
 
     sequences: int
     prompt_tokens: int
     output_tokens: int
+    share: float = 1.0
 
     def __str__(self) -> str:
         together = "1 sequence" if self.sequences == 1 else f"{self.sequences} sequences"
@@ -67,30 +66,33 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What came of it."""
+    """What came of it. A usual sequence, half answered, holds `usual_tokens`."""
 
     profile: EngineProfile
     fit: Fit
     measured: Measured
+    usual_tokens: float
 
 
 def plan(max_sequences: int, context_tokens: int, prompt_tokens: int = PROMPT_TOKENS) -> list[Cell]:
     """What to drive the engine with: one sequence to all of them, with prompts of about `prompt_tokens`, and some of a
-    quarter and of twice that; all of it cut to the context.
+    quarter and of twice that; all of it cut to the context. Where many begin together, their prompts take a while.
     """
-    half, quarter = max(1, max_sequences // 2), max(1, max_sequences // 4)
+    half, quarter, eighth = (max(1, max_sequences // share) for share in (2, 4, 8))
     usual = max(1, min(prompt_tokens, context_tokens // 4))
     short, long = max(1, usual // 4), 2 * usual
     output = max(1, min(_OUTPUT_TOKENS, context_tokens // 8))
     return [
         Cell(1, usual, output),
-        Cell(half, usual, output),
+        Cell(half, usual, output, 2.0),
         Cell(quarter, short, output),
-        Cell(max_sequences, usual, output),
+        Cell(max_sequences, usual, output, 3.0),
         Cell(1, long, max(1, output // 4)),
         Cell(quarter, usual, output),
         Cell(half, short, output),
-        Cell(quarter, long, output),
+        Cell(quarter, long, output, 2.0),
+        Cell(eighth, usual, output),
+        Cell(max_sequences - quarter or 1, usual, output, 2.0),
     ]
 
 
@@ -103,11 +105,16 @@ async def drive(
     """
     rounds = list(cells) * (2 if seconds >= _TWO_ROUNDS_S else 1)
     rng = random.Random(seed)
-    for number, cell in enumerate(rounds):
-        tell(number / len(rounds), str(cell))
+    shares = sum(cell.share for cell in rounds)
+    done_share = 0.0
+    for cell in rounds:
+        tell(done_share / shares, str(cell))
+        done_share += cell.share
         loops = [asyncio.create_task(_loop(engine, cell, random.Random(rng.random()))) for _ in range(cell.sequences)]
         try:
-            done, _ = await asyncio.wait(loops, timeout=seconds / len(rounds), return_when=asyncio.FIRST_EXCEPTION)
+            done, _ = await asyncio.wait(
+                loops, timeout=seconds * cell.share / shares, return_when=asyncio.FIRST_EXCEPTION
+            )
         finally:
             for loop in loops:
                 loop.cancel()
@@ -145,16 +152,22 @@ async def calibrate(
         await engine.start()
         steps.clear()
         load = engine.load(0)
+        kv_tokens = load.kv_tokens
+        if kv_tokens is None:
+            raise SettingsError("calibrate: vLLM does not say how many tokens the KV cache holds")
         cells = plan(load.max_sequences, load.context_tokens, prompt_tokens)
-        await drive(DirectDrive(engine), cells, seconds=seconds, seed=0, tell=tell)
+        driven = DirectDrive(engine)
+        await drive(driven, cells, seconds=seconds, seed=0, tell=tell)
     finally:
         await _whatever_happens(engine.stop())
-    fitted = fit(steps)
-    n = load.max_sequences
-    measured = measure(steps, sorted({1, max(1, n // 2), n}))
-    kv_tokens = load.kv_tokens
-    if kv_tokens is None:
-        raise SettingsError("calibrate: vLLM does not say how many tokens the KV cache holds")
+    cache = Cache(kv_tokens, driven.block_tokens)
+    fitted = fit(steps, cache)
+    measured = measure(
+        steps,
+        sorted({cell.sequences for cell in cells}),
+        cache,
+        usual_tokens=cells[0].prompt_tokens + cells[0].output_tokens / 2,
+    )
     source = (
         f"Measured by `spillway calibrate` on {datetime.datetime.now(datetime.UTC):%Y-%m-%d}: {model_name} on "
         f"{machine or describe_machine()}, vLLM {_vllm_version()}; {fitted.steps} steps in {seconds:g} s, "
@@ -164,12 +177,13 @@ async def calibrate(
         name=name,
         source=source,
         step=fitted.model,
-        max_sequences=n,
+        max_sequences=load.max_sequences,
         max_batched_tokens=load.max_batched_tokens,
         kv_tokens=kv_tokens,
         context_tokens=min(load.context_tokens, kv_tokens),
+        steps_ahead=driven.steps_ahead,
     )
-    return Calibration(profile, fitted, measured)
+    return Calibration(profile, fitted, measured, cells[0].prompt_tokens + cells[0].output_tokens / 2)
 
 
 async def _whatever_happens(stopping: Coroutine[Any, Any, None]) -> None:
@@ -218,7 +232,12 @@ def table(made: Calibration) -> str:
     """What was measured, to be read."""
     step, fitted, measured = made.profile.step, made.fit, made.measured
     rows = [
-        (f"step with {count} decoding", _ms(found), f"model: {_ms(step.step_s(count, 0))}")
+        (
+            f"step with {count} decoding",
+            _ms(found),
+            f"model: {_ms(step.step_s(count, 0, count * made.usual_tokens))}"
+            + (f"; {_rate(measured.tokens_per_s[count])}" if found else ""),
+        )
         for count, found in measured.step_s.items()
     ]
     rate = 1 / step.per_prefill_token_s if step.per_prefill_token_s else None
@@ -228,13 +247,20 @@ def table(made: Calibration) -> str:
         ("base of a step", _ms(step.base_s), ""),
         ("per decoding sequence", f"{step.per_decode_s * 1e6:.1f} us", ""),
         ("per prompt token", f"{step.per_prefill_token_s * 1e6:.2f} us", ""),
+        ("per token in the cache", f"{step.per_kv_token_s * 1e6:.4f} us", ""),
         ("sequences", f"{made.profile.max_sequences:,}", ""),
         ("tokens in a step", f"{made.profile.max_batched_tokens:,}", ""),
         ("KV cache, tokens", f"{made.profile.kv_tokens:,}", ""),
         ("context, tokens", f"{made.profile.context_tokens:,}", ""),
         ("steps", f"{fitted.steps:,}", f"median relative error {fitted.median_error:.1%}"),
     ]
-    return "\n".join(f"{what:<24}{figure:>18}   {remark}".rstrip() for what, figure, remark in rows)
+    lines = [f"{what:<24}{figure:>18}   {remark}".rstrip() for what, figure, remark in rows]
+    if (fastest := measured.fastest) is not None:
+        lines.append(
+            f"more than {fastest} sequences at once make this engine slower, in tokens per second: "
+            f"set max_num_seqs to {fastest}"
+        )
+    return "\n".join(lines)
 
 
 def _ms(seconds: float | None) -> str:

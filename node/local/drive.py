@@ -7,7 +7,10 @@ from node.local.outputs import outputs
 
 
 class DirectDrive:
-    """What calibration needs of an engine. Answers are streamed, so that this process has its usual work."""
+    """What calibration needs of an engine. Answers are streamed, so that this process has its usual work.
+
+    Its KV cache is given out in blocks of `block_tokens`; `steps_ahead` is 1 if it schedules asynchronously.
+    """
 
     def __init__(self, engine: LocalEngine) -> None:
         self._engine = engine
@@ -15,6 +18,9 @@ class DirectDrive:
         vocabulary_size = engine.vocabulary_size
         assert vocabulary_size is not None
         self.vocabulary_size = vocabulary_size
+        config = engine.serving().llm.vllm_config
+        self.block_tokens: int = config.cache_config.block_size or 1
+        self.steps_ahead = 1 if config.scheduler_config.async_scheduling else 0
 
     async def generate(self, prompt: list[int], output_tokens: int) -> None:
         """Compute `prompt` and generate exactly `output_tokens`. Cancelling aborts the sequence in the engine."""

@@ -43,12 +43,17 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class TimedStep:
-    """What the reports come to: `count` equal steps of `seconds` each, with so much in them."""
+    """What the reports come to: `count` equal steps of `seconds` each, with so much in them.
+
+    `running` sequences filled `kv_cache_usage` of the KV cache (a fraction) as they began.
+    """
 
     decoding: int
     prefill_tokens: int
     seconds: float
     count: int = 1
+    running: int = 0
+    kv_cache_usage: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,7 @@ class StepStats:
             else:
                 self._bunch.gap_s = None if self._bunch.gap_s is None else self._bunch.gap_s + (gap_s or 0.0)
             self._bunch.steps.append(step)
+            self._bunch.began_with.append((self.running, self.kv_cache_usage or 0.0))
             if step.running == 0:
                 self._learn()  # what comes next starts from idle
             if self.waiting > 0 or self.running >= self._max_sequences:
@@ -157,30 +163,35 @@ class StepStats:
         bunch, self._bunch = self._bunch, None
         if bunch is None:
             return
-        steps, gap_s = bunch.steps, bunch.gap_s
+        steps, gap_s, began_with = bunch.steps, bunch.gap_s, bunch.began_with
         elapsed_s = sum(step.elapsed_s or 0.0 for step in steps)
         if len(steps) == 1 and gap_s is not None:
             if elapsed_s > 0.0:
                 self._ratios.add(gap_s / elapsed_s)
-            self._observe(steps[0].decoding, steps[0].prefill_tokens, gap_s)
+            self._observe(steps[0].decoding, steps[0].prefill_tokens, gap_s, began_with=began_with[0])
             return
         ratio = self._ratios.quantile(0.5) or 1.0
         usual_s = ratio * elapsed_s
         if ratio > _WILDEST_RATIO or elapsed_s <= 0.0:
             if gap_s is not None:
-                self._observe_mean(steps, gap_s)
+                self._observe_mean(bunch, gap_s)
             return
         if gap_s is not None and 0.5 * usual_s <= gap_s <= 2.0 * usual_s:
             ratio = gap_s / elapsed_s
-        for step in steps:
-            self._observe(step.decoding, step.prefill_tokens, ratio * (step.elapsed_s or 0.0))
+        for step, began in zip(steps, began_with, strict=True):
+            self._observe(step.decoding, step.prefill_tokens, ratio * (step.elapsed_s or 0.0), began_with=began)
 
-    def _observe_mean(self, steps: list[Step], seconds: float) -> None:
+    def _observe_mean(self, bunch: _Bunch, seconds: float) -> None:
         """As many equal steps: for a linear model that is the same."""
+        steps = bunch.steps
         count = len(steps)
+        began_with = (
+            round(sum(running for running, _ in bunch.began_with) / count),
+            sum(usage for _, usage in bunch.began_with) / count,
+        )
         decoding = round(sum(step.decoding for step in steps) / count)
         prefill_tokens = round(sum(step.prefill_tokens for step in steps) / count)
-        self._observe(decoding, prefill_tokens, seconds / count, count=count)
+        self._observe(decoding, prefill_tokens, seconds / count, count=count, began_with=began_with)
 
     def _observe(
         self,
@@ -191,9 +202,10 @@ class StepStats:
         count: int = 1,
         finished: int = 0,
         full: bool = False,
+        began_with: tuple[int, float] = (0, 0.0),
     ) -> None:
         if decoding or prefill_tokens:
-            self._on_timed(TimedStep(decoding, prefill_tokens, seconds, count))
+            self._on_timed(TimedStep(decoding, prefill_tokens, seconds, count, *began_with))
         self._observer.step(
             decoding=decoding,
             prefill_tokens=prefill_tokens,
@@ -207,9 +219,11 @@ class StepStats:
 class _Bunch:
     """Steps whose reports came together, after one that had to wait for the same event loop, or a single step.
 
-    `gap_s` is what they took together, None where nobody knows when the first began.
+    `gap_s` is what they took together, None where nobody knows when the first began. `began_with`: sequences running,
+    and the share of the KV cache filled, as each began.
     """
 
     def __init__(self, gap_s: float | None) -> None:
         self.gap_s = gap_s
         self.steps: list[Step] = []
+        self.began_with: list[tuple[int, float]] = []

@@ -1,9 +1,12 @@
 """What an engine can do: how long its steps take and how much it holds. Measured by `spillway calibrate`, or given.
 
     step seconds ≈ base + per_decode · (decoding sequences) + per_prefill_token · (prompt tokens in the step)
+                   + per_kv_token · (tokens in the KV cache as it begins)
 
 The form is that of vLLM's continuous batching with chunked prefill: every step serves each decoding sequence once and
-fills what is left of its token budget with prompt tokens, first come, first served.
+fills what is left of its token budget with prompt tokens, first come, first served. Attention reads all that is in the
+KV cache. Where the last term is 0 (what the node learns as it goes, and the derived profiles), that is part of
+`per_decode`, for sequences of their usual length.
 """
 
 from __future__ import annotations
@@ -13,15 +16,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepModel:
-    """Seconds one engine step takes, by what is in it. All three are at least 0, and `base_s` is more than 0."""
+    """Seconds one engine step takes, by what is in it. All terms are at least 0, and `base_s` is more than 0."""
 
     base_s: float
     per_decode_s: float
     per_prefill_token_s: float
+    per_kv_token_s: float = 0.0
 
-    def step_s(self, decoding: int, prefill_tokens: int) -> float:
+    def step_s(self, decoding: int, prefill_tokens: int, kv_tokens: float = 0.0) -> float:
         """Seconds for a step with `decoding` sequences and `prefill_tokens` prompt tokens in it."""
-        return self.base_s + self.per_decode_s * decoding + self.per_prefill_token_s * prefill_tokens
+        return (
+            self.base_s
+            + self.per_decode_s * decoding
+            + self.per_prefill_token_s * prefill_tokens
+            + self.per_kv_token_s * kv_tokens
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +38,9 @@ class EngineProfile:
     """One engine with one model.
 
     `max_sequences` run at a time; a step holds at most `max_batched_tokens` tokens (decoding sequences count one
-    each); the KV cache holds `kv_tokens`; a sequence (prompt and output) at most `context_tokens`. `source` says
-    where the figures come from.
+    each); the KV cache holds `kv_tokens`; a sequence (prompt and output) at most `context_tokens`. With `steps_ahead`
+    1 a step is put together while the one before it still runs, and what comes meanwhile misses it (vLLM's asynchronous
+    scheduling, which it has on GPUs but not on CPUs). `source` says where the figures come from.
     """
 
     name: str
@@ -40,3 +50,4 @@ class EngineProfile:
     max_batched_tokens: int
     kv_tokens: int
     context_tokens: int
+    steps_ahead: int = 0

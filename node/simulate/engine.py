@@ -3,7 +3,9 @@
 What it keeps of vLLM 0.32's scheduler: every running sequence gets one token per step; what is left of the step's
 token budget goes to prompts, in chunks, first come, first served; a prompt is let in only when a sequence is free and
 the whole of it fits the KV cache; when the cache overflows, the sequence let in last is thrown out and computed anew
-later. What it leaves out: blocks (tokens are counted one by one), speculative decoding, several priorities.
+later. With asynchronous scheduling (`EngineProfile.steps_ahead`) a step is put together when the one before it begins:
+what comes or ends in between counts from the next. What it leaves out: blocks (tokens are counted one by one),
+speculative decoding, several priorities.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from node.routing.profile import EngineProfile
+
+_MOST_AS_ONE = 16  # where steps get longer as the cache fills: within one run by less than a percent
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +33,7 @@ class Sequence:
     held_tokens: int = 0  # in the KV cache
     began: bool = False  # its first token is out
     ends_at_token: int = 0  # of the engine's running count of decode steps
+    from_step: int = 0  # the first that can have it
     gone: bool = False
 
 
@@ -62,6 +67,8 @@ class SimulatedEngine:
         self._step: StepReport | None = None
         self._chunks: list[tuple[Sequence, int]] = []
         self._began_s = 0.0
+        self._number = 0  # of the first of the steps under way
+        self._just_finished = 0  # in the last step
         self.kv_used_tokens = 0
         self.prefill_left_tokens = 0
         self.preemptions = 0
@@ -94,11 +101,15 @@ class SimulatedEngine:
         step = self._step
         if step is None:
             self._begin(now_s)
-        elif step.count > 1:
-            done = int((now_s - self._began_s) / step.seconds) + 1
-            if done < step.count:
-                step.count = done
-                step.at_s = self._began_s + done * step.seconds
+            return
+        done = 1
+        if step.count > 1:
+            done = min(step.count, int((now_s - self._began_s) / step.seconds) + 1)
+        done += self.profile.steps_ahead
+        sequence.from_step = self._number + done
+        if done < step.count:
+            step.count = done
+            step.at_s = self._began_s + done * step.seconds
 
     def step(self) -> StepReport:
         """End the steps under way, and begin the next."""
@@ -106,8 +117,10 @@ class SimulatedEngine:
         assert report is not None
         self._step = None
         self.busy_s += report.count * report.seconds
+        self._number += report.count
         self._decode(report)
         self._prefill(report)
+        self._just_finished = len(report.finished)
         if self._waiting or self._prefilling or self._decoding:
             self._begin(report.at_s)
         return report
@@ -154,6 +167,8 @@ class SimulatedEngine:
         while self._decoding and self.kv_used_tokens + len(self._decoding) > profile.kv_tokens:
             self._preempt()
         decoding = len(self._decoding)
+        kv_tokens = self.kv_used_tokens - self.prefilling_left_tokens
+        kept = self._just_finished if profile.steps_ahead else 0  # places still taken when this was put together
         budget = profile.max_batched_tokens - decoding
         self._chunks = []
         for sequence in self._prefilling:
@@ -162,8 +177,10 @@ class SimulatedEngine:
             tokens = min(budget, sequence.prompt_left)
             self._chunks.append((sequence, tokens))
             budget -= tokens
-        while self._waiting and budget > 0 and self.running < profile.max_sequences:
+        while self._waiting and budget > 0 and self.running + (kept if self.running else 0) < profile.max_sequences:
             sequence = self._waiting[0]
+            if sequence.from_step > self._number and self.running:
+                break
             if self.kv_used_tokens + sequence.prompt_tokens + decoding > profile.kv_tokens and self.running:
                 break
             self._waiting.popleft()
@@ -180,7 +197,11 @@ class SimulatedEngine:
                 heapq.heappop(self._ends)
             count = self._ends[0][0] - self._decode_steps
             count = max(1, min(count, (profile.kv_tokens - self.kv_used_tokens) // decoding))
-        seconds = profile.step.step_s(decoding, prefill_tokens)
+            if profile.step.per_kv_token_s:
+                count = min(count, _MOST_AS_ONE)
+            if self._waiting and (kept or self._waiting[0].from_step > self._number):
+                count = 1  # the next step may have it
+        seconds = profile.step.step_s(decoding, prefill_tokens, kv_tokens + decoding * (count - 1) / 2)
         self._began_s = now_s
         self._step = StepReport(now_s + count * seconds, count, seconds, decoding, prefill_tokens)
 

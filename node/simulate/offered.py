@@ -1,17 +1,18 @@
 """How much work a trace offers an engine: 1.0 is as much as the engine can do when it is kept full.
 
-    work of a request = c·p + o·(b + base/n) + base·p/(B - n)     seconds of engine time
+    work of a request = c·p + o·(b + k·h + base/n) + base·p/(B - n)     seconds of engine time
     offered load      = work of all requests / time from the first arrival to the last
 
-with p the prompt tokens not in the prefix cache, o the output tokens, base, b and c the step model's coefficients, B
+with p the prompt tokens not in the prefix cache, o the output tokens, h = P + o/2 what it holds in the KV cache while
+it decodes (P is the whole prompt, cached or not), base, b, c and k the step model's coefficients, B
 `max_batched_tokens`, and n the sustained batch: as many sequences as run together when there is always work,
 
-    n = min(max_sequences, kv_tokens / r),     r = Σ o·(P + o/2) / Σ o
+    n = min(max_sequences, kv_tokens / r),     r = Σ o·h / Σ o
 
-r being what a running sequence holds in the KV cache, averaged over the steps it runs (P is the whole prompt, cached or
-not). A decode token pays its own share of a step with n sequences in it, a prompt token its share of a step filled up
-beside them. That charges the step's base twice where a step does both, so an engine can take a little more than 1.0.
-Requests that no engine with this context takes are left out.
+r being what a running sequence holds, averaged over the steps it runs. A decode token pays its own share of a step with
+n sequences in it, a prompt token its share of a step filled up beside them. That charges the step's base twice where a
+step does both, so an engine can take a little more than 1.0. Requests that no engine with this context takes are left
+out.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def offered_load(requests: Sequence[TraceRequest], profile: EngineProfile) -> fl
     per_output_token_s = step.per_decode_s + step.base_s / batch
     work_s = sum(
         per_prompt_token_s * max(1, each.prompt_tokens - each.prefix_hit_tokens)
-        + per_output_token_s * each.output_tokens
+        + each.output_tokens
+        * (per_output_token_s + step.per_kv_token_s * (each.prompt_tokens + each.output_tokens / 2))
         for each in fitting
     )
     arrivals = [each.arrival_s for each in requests]

@@ -20,19 +20,21 @@ _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 _Count = Annotated[int, Meta(gt=0, le=10**12)]
 _Base = Annotated[float, Meta(gt=0, le=3600)]
 _Seconds = Annotated[float, Meta(ge=0, le=3600)]
+_Ahead = Annotated[int, Meta(ge=0, le=1)]
 
 
 class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of what files may say: unknown keys are refused."""
 
 
-class _Step(_Entry, frozen=True, kw_only=True):
+class _Step(_Entry, frozen=True, kw_only=True, omit_defaults=True):
     base_s: _Base
     per_decode_s: _Seconds
     per_prefill_token_s: _Seconds
+    per_kv_token_s: _Seconds = 0.0
 
 
-class _Profile(_Entry, frozen=True, kw_only=True):
+class _Profile(_Entry, frozen=True, kw_only=True, omit_defaults=True):
     name: _Name
     source: _Text
     step: _Step
@@ -40,6 +42,7 @@ class _Profile(_Entry, frozen=True, kw_only=True):
     max_batched_tokens: _Count
     kv_tokens: _Count
     context_tokens: _Count
+    steps_ahead: _Ahead = 0
 
 
 _SHAPE = re.compile(r"(?P<said>.*?)(?: - at `\$\.?(?P<key>[^`]*)`)?", re.DOTALL)
@@ -87,6 +90,7 @@ def read_profile(path: Path) -> EngineProfile:
         base_s=form.step.base_s,
         per_decode_s=form.step.per_decode_s,
         per_prefill_token_s=form.step.per_prefill_token_s,
+        per_kv_token_s=form.step.per_kv_token_s,
     )
     return EngineProfile(
         name=form.name,
@@ -96,6 +100,7 @@ def read_profile(path: Path) -> EngineProfile:
         max_batched_tokens=form.max_batched_tokens,
         kv_tokens=form.kv_tokens,
         context_tokens=form.context_tokens,
+        steps_ahead=form.steps_ahead,
     )
 
 
@@ -108,6 +113,7 @@ def write_profile(path: Path, profile: EngineProfile) -> None:
         base_s=profile.step.base_s,
         per_decode_s=profile.step.per_decode_s,
         per_prefill_token_s=profile.step.per_prefill_token_s,
+        per_kv_token_s=profile.step.per_kv_token_s,
     )
     form = _Profile(
         name=profile.name,
@@ -117,6 +123,7 @@ def write_profile(path: Path, profile: EngineProfile) -> None:
         max_batched_tokens=profile.max_batched_tokens,
         kv_tokens=profile.kv_tokens,
         context_tokens=profile.context_tokens,
+        steps_ahead=profile.steps_ahead,
     )
     write_whole(path, msgspec.json.format(msgspec.json.encode(form), indent=2) + b"\n")
 
