@@ -136,6 +136,7 @@ class LocalEngine:
             sequences_per_s=rates.sequences_per_s,
             ttft_slack_s=rates.ttft_slack_s,
             queue_slack_s=rates.queue_slack_s,
+            first_token_s=rates.first_token_s,
         )
 
     def began(self, excess_s: float, *, queued: bool) -> None:

@@ -6,6 +6,7 @@ event loop or a starved process puts off. Neither is the duration; together they
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ STALL_S = 1.0
 _BUNCHED_SHARE = 0.7
 _MOST_BUNCHED = 64
 _RATIO_HALF_LIFE = 400.0  # steps
+_NUDGE_S = 0.0002
+_MOST_FIRST_TOKEN_S = 0.1
 _WILDEST_RATIO = 3.0  # a figure that leaves out more than two thirds of a step says nothing about its length
 
 
@@ -67,6 +70,7 @@ class Rates:
     sequences_per_s: float | None
     ttft_slack_s: float
     queue_slack_s: float
+    first_token_s: float
 
 
 class StepStats:
@@ -96,6 +100,7 @@ class StepStats:
         self._ratios = FadingQuantiles(_RATIO_HALF_LIFE)
         self._bunch: _Bunch | None = None
         self._rates: Rates | None = None
+        self._first_token_s = 0.0
 
     def add(self, step: Step) -> None:
         """Take one report in."""
@@ -120,7 +125,14 @@ class StepStats:
         self._rates = None
 
     def began(self, excess_s: float, *, queued: bool) -> None:
-        """Take in a first token: how much later than predicted it came. `queued`: predicted while it waited."""
+        """Take in a first token: how much later than predicted it came. `queued`: predicted while it waited.
+
+        What it takes beside its steps goes up a little with each that came later than predicted, and down with each
+        that came sooner: so it settles where as many do the one as the other.
+        """
+        if not queued:
+            nudged_s = self._first_token_s + math.copysign(_NUDGE_S, excess_s)
+            self._first_token_s = min(_MOST_FIRST_TOKEN_S, max(0.0, nudged_s))
         self._observer.began(excess_s, queued=queued)
         self._rates = None
 
@@ -144,6 +156,7 @@ class StepStats:
                 observer.sequences_per_s(self.running),
                 observer.ttft_slack_s,
                 observer.queue_slack_s,
+                self._first_token_s,
             )
         return self._rates
 
