@@ -205,7 +205,7 @@ class OverflowPolicy(Policy):
         most = engine.max_sequences
         step = engine.step
         if self.limits.tpot_budget_s is not None and step is not None and step.per_decode_s > 0:
-            most = min(most, max(1, int((self.limits.tpot_budget_s - step.base_s) / step.per_decode_s)))
+            most = max(1, int(min(most, (self.limits.tpot_budget_s - step.base_s) / step.per_decode_s)))
         reserved = 0.0 if pinned else min(queue.reserved_sequences, most / 2)
         ahead = max(1, most // _FEED_AHEAD) if self.limits.feed_ahead is None else self.limits.feed_ahead
         if features.choices > most + ahead - reserved - engine.in_flight:
