@@ -127,6 +127,14 @@ class Admission:
                 self._ask(waiter, now_s, settled)
         return settled + self.let_in(now_s)
 
+    def reconsider(self, now_s: float) -> list[Placement]:
+        """Ask everybody who waits again, not the head alone: the engine has come, gone, or come under suspicion."""
+        settled: list[Placement] = []
+        for waiter in self._queue.due(math.inf):
+            if self._queue.get(waiter.features.request_id) is waiter:
+                self._ask(waiter, now_s, settled)
+        return settled + self.let_in(now_s)
+
     def next_wake_s(self) -> float | None:
         """When `wake` has something to do, if nothing else happens before."""
         return self._queue.next_ask_s()
