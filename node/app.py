@@ -38,6 +38,7 @@ from node.local.arguments import is_folder
 from node.local.engine import LocalEngine
 from node.local.memory import wait_for_memory
 from node.local.orphans import EngineNote, notes_folder, sweep_orphans
+from node.local.processes import EngineProcess
 from node.local.supervision import Rules, Supervision
 from node.local.supervisor import Supervisor, Surroundings
 from node.metrics import Metrics
@@ -212,6 +213,11 @@ class Node:
 
     def _supervisor(self, name: str, model: LocalModel, clock: Callable[[], float]) -> Supervisor:
         settings = self.settings.supervision
+        note = EngineNote(self._notes, name)
+
+        async def noted(processes: frozenset[EngineProcess]) -> None:
+            await asyncio.to_thread(note.write, processes)
+
         return Supervisor(
             name,
             model,
@@ -229,7 +235,7 @@ class Node:
                 memory=functools.partial(
                     wait_for_memory, self.watch, os.environ.get("CUDA_VISIBLE_DEVICES"), model, clock, _MEMORY_WITHIN_S
                 ),
-                note=EngineNote(self._notes, name),
+                note=noted,
                 on_change=lambda: self.lanes[name].engine_changed(),
                 clock=clock,
                 patience_s=self.settings.routing.max_wait_s,

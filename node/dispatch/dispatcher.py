@@ -17,7 +17,7 @@ from node.errors import EngineDied, ModelNotFound, SpillwayError, UpstreamTimeou
 from node.money import FREE, Price, Usage
 from node.routing.permit import grant
 from node.routing.policy import LOCAL
-from node.routing.values import Decision, Features, Reason, Target
+from node.routing.values import Decision, EngineState, Features, Reason, Target
 
 # One attempt and one more: what fails twice is reported.
 _MAX_ATTEMPTS = 2
@@ -157,9 +157,7 @@ class Dispatcher:
                     if decision.retry_after_s is None:
                         decision = replace(decision, retry_after_s=served.retry_after_s())
                     journey.decision = decision
-                    raise refusal(
-                        decision, journey, local_can=_local_can(served, features), busy=served.lane.in_flight > 0
-                    )
+                    raise refusal(decision, journey, local_can=_local_can(served, features), busy=_local_busy(served))
                 if failed:
                     decision = replace(decision, reason=_failover_reason(failed))
                 journey.decision, journey.decided_s = decision, self._clock()
@@ -265,6 +263,14 @@ class Dispatcher:
 def _local_can(served: ServedModel, features: Features) -> bool:
     local = served.model.local
     return served.lane.engine is not None and local is not None and features.needs <= local.capabilities
+
+
+def _local_busy(served: ServedModel) -> bool:
+    """Whether the engine serves, only not this one now: else a caller would take it for busy that is dead."""
+    lane = served.lane
+    return (
+        lane.in_flight > 0 and lane.engine is not None and lane.engine.load(lane.in_flight).state is EngineState.READY
+    )
 
 
 def _failover_reason(failed: frozenset[str]) -> Reason:

@@ -44,7 +44,13 @@ class EngineNote:
         self._path = folder / f"{os.getpid()}-{digest}.json"
 
     def write(self, processes: frozenset[EngineProcess]) -> None:
-        """Note `processes`, in place of what was noted before. Written beside and renamed: never half of it."""
+        """Note `processes`, in place of what was noted before; none: there is no note any more.
+
+        Written beside and renamed: there is never half of it.
+        """
+        if not processes:
+            self._path.unlink(missing_ok=True)
+            return
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_ours(self._folder)
         ticks = start_ticks(os.getpid())
@@ -53,10 +59,6 @@ class EngineNote:
         beside = self._path.with_suffix(".new")
         beside.write_bytes(msgspec.json.encode(note))
         beside.replace(self._path)
-
-    def remove(self) -> None:
-        """Nothing is left to be ended."""
-        self._path.unlink(missing_ok=True)
 
 
 def sweep_orphans(folder: Path, grace_s: float = 2.0) -> list[int]:

@@ -12,7 +12,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from node.backend import Backend, Call
 from node.catalogue import LocalModel
@@ -32,28 +32,19 @@ _LOOKS_TO_SUSPECT = 4  # looks at an engine within the time in which it becomes 
 _LONGEST_LOOK_S = 1.0
 
 
-class Note(Protocol):
-    """Where the processes of the engine are written down: `orphans.EngineNote`. Its calls may block."""
-
-    def write(self, processes: frozenset[EngineProcess]) -> None:
-        """In place of what was noted before."""
-
-    def remove(self) -> None:
-        """There are none any more."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """What a supervisor is given beside its rules.
 
     `build` makes an engine that has not started; it gets `on_state`. `memory` returns once the device has room for
-    one, or raises `EngineUnavailable`. `on_change` is called on the event loop after each change of `Supervisor.state`.
+    one, or raises `EngineUnavailable`. `note` writes down which processes there are now, perhaps none; it may raise
+    `OSError`. `on_change` is called on the event loop after each change of `Supervisor.state`.
     `patience_s` is how long a caller that cannot leave waits for the engine at most. `clock` gives monotonic seconds.
     """
 
     build: Callable[..., LocalEngine]
     memory: Callable[[], Awaitable[None]]
-    note: Note
+    note: Callable[[frozenset[EngineProcess]], Awaitable[None]]
     on_change: Callable[[], None]
     clock: Callable[[], float]
     patience_s: float
@@ -145,7 +136,7 @@ class Supervisor:
     async def stop(self) -> None:
         """End the engine and all its processes, whatever it is doing."""
         await self._engine.stop()
-        await asyncio.to_thread(self._around.note.remove)
+        await self._note(frozenset())
 
     def _build(self, number: int = 1) -> tuple[LocalEngine, LocalBackend]:
         engine = self._around.build(on_state=lambda state: self._stirred.set())
@@ -158,7 +149,7 @@ class Supervisor:
         try:
             await self._around.memory()
             await engine.start()
-            await self._note(engine)
+            await self._note(engine.processes)
         except SettingsError as error:
             event, why, for_good = Event.DIED, error.message, True
         except EngineUnavailable as error:
@@ -175,9 +166,9 @@ class Supervisor:
             await engine.kill()
         await self.stop()
 
-    async def _note(self, engine: LocalEngine) -> None:
+    async def _note(self, processes: frozenset[EngineProcess]) -> None:
         try:
-            await asyncio.to_thread(self._around.note.write, engine.processes)
+            await self._around.note(processes)
         except OSError as error:  # without it an orphan may have to be ended by hand, and everything else goes on
             _log.warning("%s: the engine's processes are not noted down: %s", self.model_name, error)
 

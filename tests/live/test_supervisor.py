@@ -208,7 +208,8 @@ async def test_row_61_engine_core_that_hangs_under_load(node: SupervisedNode) ->
     noticed_s = time.monotonic() - stopped_s
     assert noticed_s < 3 * 4 + 5
     await check(load, node)
-    print(f"hang ended after {noticed_s:.1f} s, local again after {time.monotonic() - stopped_s:.1f} s")
+    back_s = time.monotonic() - stopped_s
+    print(f"hang ended after {noticed_s:.1f} s, local again after {back_s:.1f} s; start {node.last_start_s():.1f} s")
     assert [process for process in old if process.find()] == []
     life = await node.life()
     assert (life["starts"], life["deaths"], life["hangs"]) == (3, 2, 1)
@@ -225,11 +226,15 @@ async def test_row_66_request_that_ran_at_both_deaths_is_kept_from_the_engine(no
     assert other.status_code == 200
 
 
+def _sleeper() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["sleep", "600"])
+
+
 async def test_row_69_node_killed_under_load_leaves_nothing_and_starts_again(node: SupervisedNode) -> None:
     old = node.engine_processes()
     assert node.process is not None
     ticks = start_ticks(node.process.pid)
-    with subprocess.Popen(["sleep", "600"]) as orphan:  # as one would be that the kernel has not ended
+    with _sleeper() as orphan:  # as one would be that the kernel has not ended
         note = node.folder / "spillway" / "another-node.json"
         (noted,) = note.parent.glob("*.json")
         begun = asyncio.Event()

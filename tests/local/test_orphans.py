@@ -79,15 +79,16 @@ def test_folder_that_others_can_write_to_is_not_believed(tmp_path: Path) -> None
     with pytest.raises(PermissionError):
         sweep_orphans(folder)
     with pytest.raises(PermissionError):
-        EngineNote(folder, "demo").write(frozenset())
+        EngineNote(folder, "demo").write(frozenset({process_of(os.getpid())}))
 
 
-def test_note_that_is_removed_is_gone_and_may_be_removed_again(tmp_path: Path) -> None:
+def test_note_of_no_processes_is_none(tmp_path: Path) -> None:
     note = EngineNote(tmp_path, "demo")
-    note.write(frozenset())
-    note.remove()
-    note.remove()
-    assert sweep_orphans(tmp_path) == []
+    note.write(frozenset({process_of(os.getpid())}))
+    assert list(tmp_path.iterdir())
+    for _ in range(2):
+        note.write(frozenset())
+    assert not list(tmp_path.iterdir())
 
 
 def test_notes_lie_in_the_users_runtime_folder_where_there_is_one() -> None:

@@ -141,13 +141,15 @@ ALLOWED = patience(RULES, 1000.0, 0.05)
 
 def watched(steps_at: list[tuple[float, int, bool]]) -> list[Event]:
     """What a watch says to an engine that, at each time, had made so many steps and had work or not."""
-    life, said = ready(0.0), []
+    life = ready(0.0)
+    said: list[Event] = []
     progress = Progress(0, 0.0)
     for now_s, steps, busy in steps_at:
         progress = progress.look(steps, now_s, busy=busy, longest_look_s=2 * LOOK_S)
         event = progress.verdict(life.state, ALLOWED)
         if event is Event.HUNG:
-            return [*said, event]
+            said.append(event)
+            break
         if event is not None:
             said.append(event)
             life = life.after(event, now_s)
