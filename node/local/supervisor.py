@@ -90,6 +90,10 @@ class Supervisor:
             return load
         return replace(load, state=state, max_sequences=slots)
 
+    def leaves(self) -> None:
+        """A request of the model goes to the cloud."""
+        self._engine.leaves()
+
     def backend(self) -> Backend:
         """The seam through which calls are served."""
         return self._backend
