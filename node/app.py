@@ -144,7 +144,9 @@ class Node:
     async def start(self) -> None:
         """Begin watching the GPU and loading the engines; returns at once."""
         self.watch.start()
-        self._running = [asyncio.create_task(self._keep_alive())] if self.engines else []
+        if self.engines:
+            self._running = [asyncio.create_task(self._keep_alive())]
+            self._running[0].add_done_callback(_must_not_fail)
 
     async def stop(self) -> None:
         """Stop the engines, close every cloud connection, stop watching. Leaves no process behind."""
@@ -296,6 +298,12 @@ class Node:
 
     def _report(self, journey: Journey, ending: Ending) -> None:
         self._on_outcome(journey.outcome(ending, None, time.monotonic()))
+
+
+def _must_not_fail(supervising: asyncio.Task[None]) -> None:
+    """Say so if the engines are not watched over any more: nothing else would."""
+    if not supervising.cancelled() and (error := supervising.exception()) is not None:
+        _log.critical("the engines are no longer supervised: restart the node", exc_info=error)
 
 
 def _has_a_route(engine: Supervision | None, cloud: bool) -> bool:

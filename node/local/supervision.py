@@ -146,10 +146,11 @@ class Supervision:
     def shown_state(self, now_s: float, patience_s: float) -> EngineState:
         """The state that routing is to know.
 
-        Down makes it refuse whatever cannot leave. While an engine should be back within `patience_s`, which is how
-        long a caller waits at most, it is shown as starting, and who cannot leave waits for it.
+        Down makes it refuse whatever cannot leave. An engine that should be back within `patience_s`, which is how long
+        a caller waits at most, is shown as starting, and who cannot leave waits for it; so is one that nobody has seen
+        start yet.
         """
-        if self.state is not EngineState.DOWN or self.given_up:
+        if self.given_up or self.state not in (EngineState.STARTING, EngineState.DOWN):
             return self.state
         back_in_s = self.back_in_s(now_s)
         return EngineState.STARTING if back_in_s is None or back_in_s <= patience_s else EngineState.DOWN

@@ -112,6 +112,9 @@ def test_who_cannot_leave_waits_for_an_engine_that_is_expected_in_time_and_for_n
     assert life.rebuild_at_s is not None
     again = life.after(Event.REBUILD, life.rebuild_at_s)
     assert again.back_in_s(life.rebuild_at_s + 5.0) == pytest.approx(15.0)
+    assert again.shown_state(life.rebuild_at_s + 5.0, patience_s=10.0) is EngineState.DOWN
+    assert again.shown_state(life.rebuild_at_s + 11.0, patience_s=10.0) is EngineState.STARTING
+    assert Supervision.begin(0.0).shown_state(5.0, patience_s=10.0) is EngineState.STARTING, "nobody knows"
     assert again.back_in_s(life.rebuild_at_s + 50.0) == 0.0, "any moment now"
 
 
