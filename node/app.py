@@ -7,8 +7,9 @@ import dataclasses
 import functools
 import logging
 import os
+import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,8 +20,7 @@ from node.api.app import build_app
 from node.api.auth import Keyring
 from node.api.completions import Parts
 from node.api.operator import operator_router
-from node.backend import Backend
-from node.catalogue import Catalogue, Model
+from node.catalogue import Catalogue, LocalModel, Model
 from node.catalogue_files import default_models_dir, load_catalogue, with_engine_args
 from node.cloud.config import ProviderConfig
 from node.cloud.gate import EgressGate
@@ -33,13 +33,18 @@ from node.dispatch.lane import Lane
 from node.dispatch.outcome import Ending, Outcome
 from node.dispatch.providers import Providers, ProviderState
 from node.dispatch.sharing import Sharing
-from node.errors import SettingsError, SpillwayError
-from node.local.backend import LocalBackend
+from node.errors import SettingsError
+from node.local.arguments import is_folder
 from node.local.engine import LocalEngine
+from node.local.memory import wait_for_memory
+from node.local.orphans import EngineNote, notes_folder, sweep_orphans
+from node.local.processes import EngineProcess
+from node.local.supervision import Rules, Supervision
+from node.local.supervisor import Supervisor, Surroundings
 from node.metrics import Metrics
 from node.routing.policy import LOCAL, OverflowPolicy
 from node.routing.ttft import HIGH_SHARE, ProviderTtft
-from node.routing.values import EngineLoad, EngineState, Limits
+from node.routing.values import EngineState, Limits
 from node.settings import ProviderSettings, Settings
 from node.store.cache import MemoryCache
 from node.store.totals import Totals
@@ -48,26 +53,8 @@ from node.watch.values import free_bytes_for
 from node.watch.watch import GpuWatch
 
 _log = logging.getLogger("spillway")
-
-
-class EngineSlot:
-    """The local engine as a lane sees it."""
-
-    def __init__(self, engine: LocalEngine) -> None:
-        self.engine = engine
-        self._backend = LocalBackend(engine)
-
-    def load(self, in_flight: int) -> EngineLoad:
-        """The engine's load, with so many sequences handed to it."""
-        return self.engine.load(in_flight)
-
-    def leaves(self) -> None:
-        """A request of the model goes to the cloud."""
-        self.engine.leaves()
-
-    def backend(self) -> Backend:
-        """The seam through which calls are served."""
-        return self._backend
+# How long memory of an engine that has ended may take to be free again; the driver needs a second or two.
+_MEMORY_WITHIN_S = 30.0
 
 
 class Node:
@@ -102,25 +89,22 @@ class Node:
                 for config in configs
             }
         )
+        self._notes = notes_folder(environ)
         self.engines = {
-            model.name: LocalEngine(
-                model.name,
-                model.local,
-                clock,
-                on_step=functools.partial(self._stepped, model.name),
-                on_entered=functools.partial(self._entered, model.name),
-                on_progress=_log.info,
-            )
+            model.name: self._supervisor(model.name, model.local, clock)
             for model in self.models.values()
             if model.local is not None and not settings.cloud_only
         }
         self.lanes = {name: self._lane(model) for name, model in self.models.items()}
         self.totals = Totals()
-        self.metrics = Metrics(self.lanes, self.watch.state)
+        self.metrics = Metrics(self.lanes, self.watch.state, {name: self._life(name) for name in self.engines})
         self.experience = {name: Experience() for name in self.models}
         self.conversations = Conversations(clock)
         self.dispatcher = Dispatcher(
-            served={name: ServedModel(model, self.lanes[name]) for name, model in self.models.items()},
+            served={
+                name: ServedModel(model, self.lanes[name], self._retry_after(name))
+                for name, model in self.models.items()
+            },
             providers=self.providers,
             conversations=self.conversations,
             clock=clock,
@@ -133,7 +117,7 @@ class Node:
             clock=clock,
         )
         self.keyring = Keyring(settings.keys)
-        self._starting: list[asyncio.Task[None]] = []
+        self._running: list[asyncio.Task[None]] = []
 
     def asgi(self) -> ASGIApp:
         """The HTTP application."""
@@ -160,21 +144,23 @@ class Node:
     async def start(self) -> None:
         """Begin watching the GPU and loading the engines; returns at once."""
         self.watch.start()
-        self._starting = [asyncio.create_task(self._load(engine)) for engine in self.engines.values()]
+        if self.engines:
+            self._running = [asyncio.create_task(self._keep_alive())]
+            self._running[0].add_done_callback(_must_not_fail)
 
     async def stop(self) -> None:
         """Stop the engines, close every cloud connection, stop watching. Leaves no process behind."""
-        for task in self._starting:
+        for task in self._running:
             task.cancel()
-        await asyncio.gather(*self._starting, return_exceptions=True)
+        await asyncio.gather(*self._running, return_exceptions=True)
         await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
         await self.gate.aclose()
         await self.watch.stop()
 
     def readiness(self) -> dict[str, Any]:
-        """Whether every served model has somewhere to go, and each engine's state.
+        """Whether every served model has somewhere to go, and each engine's state and life.
 
-        An engine that is still starting is waited for; one that is down counts as long as the cloud stands in.
+        An engine that starts for the first time is waited for; after that the cloud may stand in for it.
         """
         now_s = time.monotonic()
         routes: dict[str, dict[str, Any]] = {}
@@ -184,18 +170,23 @@ class Node:
                 option.available and option.price is not None
                 for option in self.providers.options_for(model, now_s, frozenset())
             )
-            routes[name] = {"engine": engine.state.value if engine else None, "cloud": cloud}
-        ready = all(_has_a_route(route["engine"], route["cloud"]) for route in routes.values())
-        return {"ready": ready, "models": routes}
+            routes[name] = {
+                "engine": engine.state.value if engine else None,
+                "cloud": cloud,
+                "supervision": engine.document() if engine else None,
+                "ready": _has_a_route(engine.supervision if engine else None, cloud),
+            }
+        return {"ready": all(route["ready"] for route in routes.values()), "models": routes}
 
     def model_list(self) -> dict[str, Any]:
         """The OpenAI model list, with the context each model really has here."""
         data = []
         for name, model in self.models.items():
-            engine = self.engines.get(name)
-            context = (
-                engine.context_tokens if engine else max((each.context_tokens for each in model.cloud), default=None)
-            )
+            supervisor = self.engines.get(name)
+            if supervisor is not None:
+                context: int | None = supervisor.engine.context_tokens
+            else:
+                context = max((each.context_tokens for each in model.cloud), default=None)
             data.append({"id": name, "object": "model", "created": 0, "owned_by": "spillway", "max_model_len": context})
         return {"object": "list", "data": data}
 
@@ -208,21 +199,62 @@ class Node:
             "queues": {name: lane.depth for name, lane in self.lanes.items()},
             "providers": self.providers.document(time.monotonic()),
             "engines": {name: _engine_document(lane) for name, lane in self.lanes.items() if lane.engine is not None},
+            "supervision": {name: engine.document() for name, engine in self.engines.items()},
             "gpus": None if gpus.gpus is None else [dataclasses.asdict(gpu) for gpu in gpus.gpus],
             "no_gpu_because": gpus.reason,
         }
 
-    async def _load(self, engine: LocalEngine) -> None:
+    async def _keep_alive(self) -> None:
+        """End what a node that was killed has left behind, then run the engines until this is cancelled."""
         try:
-            await engine.start()
-        except SpillwayError as error:
-            _log.error("%s: the engine did not start: %s", engine.model_name, error.message)
-        else:
-            _log.info("%s: the engine is ready", engine.model_name)
+            if ended := await asyncio.to_thread(sweep_orphans, self._notes):
+                _log.warning("ended engine processes of a node that was killed: %s", ended)
+        except OSError as error:
+            _log.warning("no look was taken for engine processes of a node that was killed: %s", error)
+        await asyncio.gather(*(engine.run() for engine in self.engines.values()))
+
+    def _supervisor(self, name: str, model: LocalModel, clock: Callable[[], float]) -> Supervisor:
+        settings = self.settings.supervision
+        note = EngineNote(self._notes, name)
+
+        async def noted(processes: frozenset[EngineProcess]) -> None:
+            await asyncio.to_thread(note.write, processes)
+
+        return Supervisor(
+            name,
+            model,
+            Rules(stall_s=settings.stall_s, attempts=settings.rebuild_attempts, window_s=settings.rebuild_window_s),
+            Surroundings(
+                build=functools.partial(
+                    LocalEngine,
+                    name,
+                    model,
+                    clock,
+                    on_step=lambda: self.lanes[name].moved_on(),
+                    on_entered=lambda request_id: self.lanes[name].entered(request_id),
+                    on_progress=_log.info,
+                ),
+                memory=functools.partial(
+                    wait_for_memory, self.watch, os.environ.get("CUDA_VISIBLE_DEVICES"), model, clock, _MEMORY_WITHIN_S
+                ),
+                note=noted,
+                on_change=lambda: self.lanes[name].engine_changed(),
+                clock=clock,
+                patience_s=self.settings.routing.max_wait_s,
+                rng=random.Random(),
+            ),
+        )
+
+    def _life(self, name: str) -> Callable[[], Supervision]:
+        return lambda: self.engines[name].supervision
+
+    def _retry_after(self, name: str) -> Callable[[], float | None]:
+        engine = self.engines.get(name)
+        return engine.retry_after_s if engine is not None else lambda: None
 
     def _vocabulary_size(self, name: str) -> int | None:
         engine = self.engines.get(name)
-        return engine.vocabulary_size if engine is not None else None
+        return engine.engine.vocabulary_size if engine is not None else None
 
     def _lane(self, model: Model) -> Lane:
         engine = self.engines.get(model.name)
@@ -237,28 +269,23 @@ class Node:
             tpot_budget_s=None if routing.tpot_budget_ms is None else routing.tpot_budget_ms / 1000,
         )
         return Lane(
-            engine=EngineSlot(engine) if engine is not None else None,
+            engine=engine,
             policy=OverflowPolicy(limits),
             cloud_options=lambda failed: self.providers.options_for(
-                model, time.monotonic(), failed, HIGH_SHARE if engine is None else engine.cloud_share
+                model, time.monotonic(), failed, HIGH_SHARE if engine is None else engine.engine.cloud_share
             ),
             vram_free_bytes=lambda: free_bytes_for(self.watch.latest(), os.environ.get("CUDA_VISIBLE_DEVICES")),
             clock=time.monotonic,
         )
 
-    def _stepped(self, name: str) -> None:
-        self.lanes[name].moved_on()
-
-    def _entered(self, name: str, request_id: str) -> None:
-        self.lanes[name].entered(request_id)
-
     def _on_outcome(self, outcome: Outcome) -> None:
         self.totals.add(outcome)
         self.metrics.add(outcome)
         self.experience[outcome.model].learn(outcome)
-        engine = self.engines.get(outcome.model)
-        if engine is None:
+        supervisor = self.engines.get(outcome.model)
+        if supervisor is None:
             return
+        engine = supervisor.engine
         if outcome.may_leave and outcome.ttft_s is not None and outcome.backend != "cache":
             here = outcome.backend == LOCAL or outcome.was_kept
             engine.promised(kept=outcome.ttft_s <= outcome.ttft_budget_s, here=here)
@@ -273,8 +300,18 @@ class Node:
         self._on_outcome(journey.outcome(ending, None, time.monotonic()))
 
 
-def _has_a_route(engine: str | None, cloud: bool) -> bool:
-    return engine == EngineState.READY or (engine != EngineState.STARTING and cloud)
+def _must_not_fail(supervising: asyncio.Task[None]) -> None:
+    """Say so if the engines are not watched over any more: nothing else would."""
+    if not supervising.cancelled() and (error := supervising.exception()) is not None:
+        _log.critical("the engines are no longer supervised: restart the node", exc_info=error)
+
+
+def _has_a_route(engine: Supervision | None, cloud: bool) -> bool:
+    if engine is None:
+        return cloud
+    if engine.state is EngineState.STARTING and engine.starts == 1:
+        return False
+    return engine.state is EngineState.READY or cloud
 
 
 def _engine_document(lane: Lane) -> dict[str, Any]:
@@ -294,11 +331,11 @@ def _served_models(settings: Settings, catalogue: Catalogue, rename: Mapping[str
         named = [dataclasses.replace(each, provider=rename.get(each.provider, each.provider)) for each in model.cloud]
         cloud = tuple(each for each in named if each.provider in settings.providers)
         elsewhere = dict.fromkeys(each.provider for each in named if each.provider not in settings.providers)
-        local = model.local
+        local = model.local if not settings.cloud_only else None
+        if local is not None and is_folder(local) and not Path(local.source, "config.json").is_file():
+            raise SettingsError(f"models: {name!r}: there is no model in {local.source}; correct its catalogue entry")
         if local is not None and (overrides := settings.engine.get(name)):
             local = with_engine_args(name, local, overrides)
-        if settings.cloud_only:
-            local = None
         if local is None and not cloud:
             raise SettingsError(
                 f"models: {name!r} has no engine here and none of its cloud equivalents' providers is configured"

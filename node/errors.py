@@ -22,6 +22,8 @@
     ├── ShuttingDown                503  the node ends, and this request had not arrived yet
     ├── BackendError                a backend failed before or during the answer
     │   ├── EngineUnavailable       503  local engine dead, starting or asleep
+    │   │   └── EngineDied          503  it died while it worked on this request
+    │   ├── RequestQuarantined      503  it ran when the engine died, twice, and is kept away from it
     │   ├── EngineFailed            500  the engine failed on this request
     │   ├── EngineBusy              429  the engine's own admission limit
     │   └── UpstreamError           502  the cloud provider failed
@@ -244,6 +246,19 @@ class EngineUnavailable(BackendError):
     status = 503
     code = "engine_unavailable"
     fault = Fault.ENGINE
+
+
+class EngineDied(EngineUnavailable):
+    """The local engine died, or was ended because it hung, while it worked on this request."""
+
+
+class RequestQuarantined(BackendError):
+    """The request was running at two deaths of the local engine, which is therefore not given it for a while."""
+
+    status = 503
+    code = "request_quarantined"
+    fault = Fault.ENGINE
+    should_retry = False
 
 
 class EngineFailed(BackendError):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from node.dispatch.lane import Lane
 from node.dispatch.outcome import Outcome
+from node.local.supervision import Supervision
 from node.money import NANO_PER_USD
+from node.routing.values import EngineState
 from node.watch.values import GpuWatchState
 
 _TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -19,7 +22,12 @@ _TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 
 class Metrics:
     """The node's own metrics in a registry of their own."""
 
-    def __init__(self, lanes: Mapping[str, Lane], gpus: Callable[[], GpuWatchState]) -> None:
+    def __init__(
+        self,
+        lanes: Mapping[str, Lane],
+        gpus: Callable[[], GpuWatchState],
+        lives: Mapping[str, Callable[[], Supervision]] = MappingProxyType({}),
+    ) -> None:
         self.registry = CollectorRegistry()
         labels = ("model", "backend", "reason", "ending")
         self._requests = Counter("spillway_requests", "Requests by how they ended.", labels, registry=self.registry)
@@ -39,6 +47,7 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self.registry.register(_Live(lanes, gpus))
+        self.registry.register(_Lives(lives))
 
     def add(self, outcome: Outcome) -> None:
         """Take in one request."""
@@ -87,3 +96,26 @@ class _Live(Collector):
             if gpu.vram_free_bytes is not None:
                 free.add_metric([str(gpu.index)], gpu.vram_free_bytes)
         yield from (used, free)
+
+
+class _Lives(Collector):
+    """How the engines' lives have gone, read when somebody scrapes."""
+
+    def __init__(self, lives: Mapping[str, Callable[[], Supervision]]) -> None:
+        self._lives = lives
+
+    def collect(self) -> Iterable[Metric]:
+        states = GaugeMetricFamily("spillway_engine_state", "1 for the engine's state.", labels=["model", "state"])
+        starts = CounterMetricFamily("spillway_engine_starts", "Engines begun.", labels=["model"])
+        deaths = CounterMetricFamily("spillway_engine_deaths", "Engines that failed.", labels=["model"])
+        hangs = CounterMetricFamily("spillway_engine_hangs", "Those of them that hung.", labels=["model"])
+        given_up = GaugeMetricFamily("spillway_engine_given_up", "1: not built anew any more.", labels=["model"])
+        for name, life in self._lives.items():
+            now = life()
+            for state in EngineState:
+                states.add_metric([name, state], float(now.state is state))
+            starts.add_metric([name], now.starts)
+            deaths.add_metric([name], now.deaths)
+            hangs.add_metric([name], now.hangs)
+            given_up.add_metric([name], float(now.given_up))
+        yield from (states, starts, deaths, hangs, given_up)

@@ -126,6 +126,21 @@ class WatchSettings(Section, frozen=True, kw_only=True):
     interval_s: PositiveFloat = 1.0
 
 
+class SupervisionSettings(Section, frozen=True, kw_only=True):
+    """When an engine counts as hung, and how often it is built anew.
+
+    `stall_s`: an engine that has work and makes no step for a sixth of this is under suspicion, and what may leave goes
+    elsewhere; for all of it, it is killed and built anew. Three times that in its first five minutes, in which kernels
+    still compile; and where steps are slow, at least as long as twenty of the longest take.
+    `rebuild_attempts` within `rebuild_window_s`: an engine that fails once more is given up, and the cloud alone serves
+    what may leave.
+    """
+
+    stall_s: PositiveFloat = 60.0
+    rebuild_attempts: Annotated[int, Meta(ge=0)] = 5
+    rebuild_window_s: PositiveFloat = 1800.0
+
+
 class Settings(Section, frozen=True, kw_only=True):
     """Everything.
 
@@ -145,6 +160,7 @@ class Settings(Section, frozen=True, kw_only=True):
     privacy: PrivacySettings = PrivacySettings()
     api: ApiSettings = ApiSettings()
     watch: WatchSettings = WatchSettings()
+    supervision: SupervisionSettings = SupervisionSettings()
     keys: tuple[KeySettings, ...] = ()
     shutdown_grace_s: PositiveFloat = 30.0
 

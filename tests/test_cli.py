@@ -46,3 +46,31 @@ def test_host_that_cannot_be_resolved_is_said_to_be_so(
     monkeypatch.setenv("SPILLWAY_HOST", "nosuchhost.invalid")
     monkeypatch.setenv("SPILLWAY_API_KEY", "k")
     assert "listen.host: nosuchhost.invalid cannot be resolved" in refusal([], capsys)
+
+
+def test_row_67_model_that_is_not_there_keeps_the_node_from_starting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalogue = tmp_path / "models"
+    catalogue.mkdir()
+    (catalogue / "gone.yaml").write_text(
+        "name: gone\nsummary: gone\nlocal: {source: ./gone, context_tokens: 512, capabilities: []}\n"
+    )
+    config = tmp_path / "spillway.yaml"
+    config.write_text(f"models: [gone]\ncatalogue: [{catalogue}]\n")
+    assert "neither a hub id nor a folder" in refusal(["--config", str(config)], capsys)
+    (catalogue / "gone").mkdir()
+    assert "'gone': there is no model in " in refusal(["--config", str(config)], capsys)
+
+
+def test_row_67_bad_settings_and_a_port_in_use_keep_the_node_from_starting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "spillway.yaml"
+    config.write_text("supervision: {stall_s: 0}")
+    assert "supervision.stall_s: " in refusal(["--config", str(config)], capsys)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert "Is another node running?" in refusal(["--port", port], capsys)

@@ -13,11 +13,11 @@ from node.dispatch.journey import Journey, check_output_length, ending_of, refus
 from node.dispatch.lane import Lane
 from node.dispatch.outcome import Ending, Outcome
 from node.dispatch.providers import Providers
-from node.errors import ModelNotFound, SpillwayError, UpstreamTimeout, UpstreamTruncated
+from node.errors import EngineDied, ModelNotFound, SpillwayError, UpstreamTimeout, UpstreamTruncated
 from node.money import FREE, Price, Usage
 from node.routing.permit import grant
 from node.routing.policy import LOCAL
-from node.routing.values import Decision, Features, Reason, Target
+from node.routing.values import Decision, EngineState, Features, Reason, Target
 
 # One attempt and one more: what fails twice is reported.
 _MAX_ATTEMPTS = 2
@@ -25,10 +25,14 @@ _MAX_ATTEMPTS = 2
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A catalogue model and the lane to its engine."""
+    """A catalogue model and the lane to its engine.
+
+    `retry_after_s` says in how many seconds the engine should be able to serve what nothing else may; None: not known.
+    """
 
     model: Model
     lane: Lane
+    retry_after_s: Callable[[], float | None] = lambda: None
 
 
 class Answer:
@@ -145,13 +149,16 @@ class Dispatcher:
             while True:
                 decision = await self._place(journey, served, failed)
                 if decision.target is Target.REFUSE:
+                    if isinstance(last_error, EngineDied) and LOCAL in failed:
+                        failed -= {LOCAL}  # nobody else can serve it: it waits for the next engine, if one is to come
+                        continue
                     if last_error is not None:
                         raise last_error
+                    if decision.retry_after_s is None:
+                        decision = replace(decision, retry_after_s=served.retry_after_s())
                     journey.decision = decision
-                    raise refusal(
-                        decision, journey, local_can=_local_can(served, features), busy=served.lane.in_flight > 0
-                    )
-                if last_error is not None:
+                    raise refusal(decision, journey, local_can=_local_can(served, features), busy=_local_busy(served))
+                if failed:
                     decision = replace(decision, reason=_failover_reason(failed))
                 journey.decision, journey.decided_s = decision, self._clock()
                 journey.attempts += 1
@@ -256,6 +263,14 @@ class Dispatcher:
 def _local_can(served: ServedModel, features: Features) -> bool:
     local = served.model.local
     return served.lane.engine is not None and local is not None and features.needs <= local.capabilities
+
+
+def _local_busy(served: ServedModel) -> bool:
+    """Whether the engine serves, only not this one now: else a caller would take it for busy that is dead."""
+    lane = served.lane
+    return (
+        lane.in_flight > 0 and lane.engine is not None and lane.engine.load(lane.in_flight).state is EngineState.READY
+    )
 
 
 def _failover_reason(failed: frozenset[str]) -> Reason:

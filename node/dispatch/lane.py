@@ -109,6 +109,10 @@ class Lane:
         """The engine counts the request's prompt itself from now on."""
         self._admission.entered(request_id)
 
+    def engine_changed(self) -> None:
+        """The engine's state is another one: everybody who waits is asked again, now."""
+        self._tell(self._admission.reconsider(self._clock()))
+
     def moved_on(self) -> None:
         """The engine has made a step: whoever waits may fit now.
 

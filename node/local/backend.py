@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 
 from node.backend import Call, Chunk, Kind
 from node.local import plain
@@ -13,10 +13,18 @@ from node.money import Usage
 
 
 class LocalBackend:
-    """Answers calls with the model this process runs. Free of charge, and it never leaves the machine."""
+    """Answers calls with the model this process runs. Free of charge, and it never leaves the machine.
 
-    def __init__(self, engine: LocalEngine) -> None:
+    `guard` is entered with each call before the engine is given it, and left with whatever came of it.
+    """
+
+    def __init__(
+        self,
+        engine: LocalEngine,
+        guard: Callable[[Call], AbstractContextManager[None]] = lambda call: nullcontext(),
+    ) -> None:
         self._engine = engine
+        self._guard = guard
 
     @property
     def name(self) -> str:
@@ -34,7 +42,11 @@ class LocalBackend:
 
     async def open(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """Stream the answer. Raises only `SpillwayError`; closing or cancelling aborts the request in the engine."""
-        with _our_errors(call.kind), self._engine.entering(call.request_id, _sequences(call)) as tally:
+        with (
+            self._guard(call),
+            _our_errors(call.kind),
+            self._engine.entering(call.request_id, _sequences(call)) as tally,
+        ):
             serving = self._engine.serving()
             fast = serving.takes_plain(call) and plain.fits_fast_path(call)
             source = plain.answer(serving, call, tally) if fast else serving.answer(call, tally)

@@ -1,7 +1,7 @@
 """The life of one vLLM engine in this process: start, warm up, report its load, stop without a trace.
 
 `starting → ready → down`. A thread builds the engine, because that blocks for tens of seconds; everything after runs on
-the event loop. Noticing a hang and building anew is the supervisor's work, not done here.
+the event loop. Noticing a hang and building anew is the supervisor's work (`supervisor`), not done here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +23,7 @@ from node.local.prefill import PrefillQueue
 from node.local.processes import EngineProcess, descendants, spawning_apart, step_back, sweep
 from node.local.serving import Serving
 from node.local.stats import Step, StepStats, TimedStep
-from node.local.warm_up import warm_up
+from node.local.warm_up import canary, warm_up
 from node.routing.values import Capability, EngineLoad, EngineState
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ _GRAMMAR_CAPABILITIES = frozenset({Capability.TOOLS, Capability.JSON_OBJECT, Cap
 # Two engines starting at once would each measure memory that the other is about to take, and their processes could
 # not be told apart.
 _one_start_at_a_time = asyncio.Lock()
+# Generating until nothing compiles any more takes a minute at worst; what takes this long never ends.
+_WARM_UP_WITHIN_S = 600.0
 
 
 class LocalEngine:
@@ -73,8 +76,11 @@ class LocalEngine:
         self._processes: frozenset[EngineProcess] = frozenset()
         self._entering = 0
         self._finished = 0
+        self._steps = 0
         self._on_cpu = False
         self._before: frozenset[EngineProcess] = frozenset()
+        # The kernel ends the engine's processes with the thread that started them: this one lives as long as they do.
+        self._builder = ThreadPoolExecutor(1, thread_name_prefix="spillway-engine")
         self._build: asyncio.Future[tuple[Any, Any]] | None = None
         self._start_ended: asyncio.Event | None = None
 
@@ -109,6 +115,17 @@ class LocalEngine:
         """Sequences being handed over, and those the engine has not finished: its own count, not the lane's."""
         llm = self._llm if self._state is EngineState.READY else None
         return self._entering + (llm.get_num_unfinished_requests() if llm else 0)
+
+    @property
+    def steps(self) -> int:
+        """How many steps with work in them it has made."""
+        return self._steps
+
+    @property
+    def has_work(self) -> bool:
+        """Whether it has been given anything that it has not finished."""
+        llm = self._llm
+        return llm is not None and llm.get_num_unfinished_requests() > 0
 
     def load(self, in_flight: int) -> EngineLoad:
         """The engine at this moment, with `in_flight` as given. Cheap: asked for every decision."""
@@ -223,7 +240,7 @@ class LocalEngine:
         if self._stopping:
             raise EngineUnavailable("stopped")
         self._before = descendants()
-        self._build = asyncio.ensure_future(asyncio.to_thread(self._construct))
+        self._build = asyncio.get_running_loop().run_in_executor(self._builder, self._construct)
         # Shielded: a thread cannot be cancelled, and what it has built must be found again to be shut down.
         self._llm, args = await asyncio.shield(self._build)
         self._processes = descendants() - self._before
@@ -263,11 +280,12 @@ class LocalEngine:
         self._stats = StepStats(self._on_timed)
         self._prefill = PrefillQueue(self._llm.output_processor.request_states)
         grammar = bool(self.model.capabilities & _GRAMMAR_CAPABILITIES)
-        await warm_up(serving, grammar=grammar, compiled=self._stats.forget)
+        async with asyncio.timeout(_WARM_UP_WITHIN_S):
+            await warm_up(serving, grammar=grammar, compiled=self._stats.forget)
         if self._stopping:
             raise EngineUnavailable(f"{self.model_name}: stopped while starting")
         # vLLM ends this task when it finds the engine dead, and never before.
-        self._llm.output_handler.add_done_callback(lambda task: self._down())
+        self._llm.output_handler.add_done_callback(lambda task: self.died())
         self._serving = serving
         self._set_state(EngineState.READY)
 
@@ -276,6 +294,7 @@ class LocalEngine:
             return
         details = scheduler.iteration_details
         finished, self._finished = self._finished, 0
+        self._steps += details is not None
         prefill_tokens = details.num_ctx_tokens if details else 0
         self._stats.add(
             Step(
@@ -307,7 +326,8 @@ class LocalEngine:
             self._state = state
             self._on_state(state)
 
-    def _down(self) -> None:
+    def died(self) -> None:
+        """Told by whoever learns first that the engine is dead."""
         if not self._stopping and self._state is not EngineState.DOWN:
             _log.error("%s: the engine has died", self.model_name)
         self._set_state(EngineState.DOWN)
@@ -329,6 +349,19 @@ class LocalEngine:
         while self._build is not None and not self._build.done():
             await asyncio.to_thread(sweep, descendants() - self._before, 1.0)
             await asyncio.wait([self._build], timeout=0.5)
+
+    async def probe(self) -> None:
+        """Generate one token, however long that takes. Raises `EngineUnavailable` where the engine cannot any more."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            await canary(self.serving())
+        except EngineDeadError as error:
+            raise EngineUnavailable("The local engine has stopped.") from error
+
+    async def kill(self) -> None:
+        """End its processes without asking, as one that hangs would not answer; running calls fail at once."""
+        await asyncio.to_thread(sweep, self._processes | descendants(self._processes), 0.0)
 
     async def stop(self, grace_s: float = 10.0) -> None:
         """End the engine and every process it started, within about `grace_s` seconds; running calls fail at once.
@@ -352,6 +385,7 @@ class LocalEngine:
             await asyncio.to_thread(llm.shutdown, grace_s)
         await asyncio.to_thread(sweep, self._processes, 1.0)
         self._processes = frozenset()
+        self._builder.shutdown(wait=False)
 
 
 def _stat_logger(record: Callable[[Any], None]) -> type:

@@ -8,8 +8,8 @@ from node.backend import Kind
 from node.errors import (
     ContextLengthExceeded,
     EngineBusy,
+    EngineDied,
     EngineFailed,
-    EngineUnavailable,
     InvalidRequest,
     ModelNotFound,
     OutputTooLong,
@@ -40,7 +40,7 @@ def from_exception(error: Exception, kind: Kind) -> SpillwayError:
     if isinstance(error, SpillwayError):
         return error
     if isinstance(error, EngineDeadError):
-        return EngineUnavailable("The local engine has stopped.")
+        return EngineDied("The local engine has stopped.")
     if isinstance(error, GracefulHTTPError):
         return EngineBusy(_message(error))
     if isinstance(error, ValidationError):

@@ -6,16 +6,18 @@ grandchild is re-parented to pid 1 and goes on holding memory, so identity is ke
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
-import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import util
-from typing import Any
+from pathlib import Path
 
 import psutil
+
+from node.local.lifeline import spawn_held
 
 # The interpreter's own helper, shared by all spawned children; it ends with this process.
 _SHARED_HELPER = "multiprocessing.resource_tracker"
@@ -23,19 +25,33 @@ _SHARED_HELPER = "multiprocessing.resource_tracker"
 
 @dataclass(frozen=True, slots=True)
 class EngineProcess:
-    """One process, safe against a reused pid. `started_s` is Unix time as the kernel reports it."""
+    """One process, safe against a reused pid. `start_ticks` is when it started, in clock ticks since the machine did.
+
+    Ticks and not a time of day, which changes for every process when somebody sets the clock.
+    """
 
     pid: int
-    started_s: float
+    start_ticks: int
 
     def find(self) -> psutil.Process | None:
         """The live process (a zombie counts as gone), or None."""
+        if start_ticks(self.pid) != self.start_ticks:
+            return None
         try:
             process = psutil.Process(self.pid)
-            same = process.create_time() == self.started_s and process.status() != psutil.STATUS_ZOMBIE
+            return process if process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.NoSuchProcess:
             return None
-        return process if same else None
+
+
+def start_ticks(pid: int) -> int | None:
+    """When the process started, in clock ticks since the machine did (proc_pid_stat(5), field 22). None: it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name, field 2, is in parentheses and may hold anything, those too.
+    return int(stat.rpartition(")")[2].split()[22 - 3])
 
 
 def descendants(roots: Iterable[EngineProcess] | None = None) -> frozenset[EngineProcess]:
@@ -49,8 +65,10 @@ def descendants(roots: Iterable[EngineProcess] | None = None) -> frozenset[Engin
             continue
         for process in family:
             try:
-                if _SHARED_HELPER not in " ".join(process.cmdline()):
-                    found.add(EngineProcess(process.pid, process.create_time()))
+                if _SHARED_HELPER in " ".join(process.cmdline()):
+                    continue
+                if (ticks := start_ticks(process.pid)) is not None:
+                    found.add(EngineProcess(process.pid, ticks))
             except psutil.NoSuchProcess:
                 continue
     return frozenset(found)
@@ -58,7 +76,8 @@ def descendants(roots: Iterable[EngineProcess] | None = None) -> frozenset[Engin
 
 @contextmanager
 def spawning_apart() -> Iterator[None]:
-    """Whatever multiprocessing spawns inside the block gets a process group of its own, where all it starts is born.
+    """Whatever multiprocessing spawns inside the block gets a process group of its own, where all it starts is born,
+    and dies with the thread that spawned it (see `lifeline`): that thread has to live as long as the engine.
 
     Ctrl-C, and a SIGTERM to the whole process group, then reach the node alone, which finishes what is running before
     it ends the engine. vLLM's processes would end it at once: they install handlers of their own, so that ignoring
@@ -71,18 +90,11 @@ def spawning_apart() -> Iterator[None]:
     third of the time then, up to 0.1 s at once; in the same session for half a percent.
     """
     plain = util.spawnv_passfds
-    util.spawnv_passfds = _spawn_apart
+    util.spawnv_passfds = functools.partial(spawn_held, group=0)  # setpgid between fork and exec
     try:
         yield
     finally:
         util.spawnv_passfds = plain
-
-
-def _spawn_apart(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
-    """`multiprocessing.util.spawnv_passfds` with `setpgid` between fork and exec."""
-    child = subprocess.Popen(args, executable=path, pass_fds=passfds, process_group=0)
-    child.returncode = 0  # multiprocessing waits for it; this object must not
-    return child.pid
 
 
 def step_back(processes: Iterable[EngineProcess]) -> None:

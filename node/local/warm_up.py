@@ -19,6 +19,7 @@ from node.local.serving import Serving
 _LONG_TOKENS, _SHORT_TOKENS = 256, 64
 _OUTPUT_TOKENS = 5
 _FEW = 8
+_canaries = count()
 # Sequences together and the length of their prompts. Any two in a row tell the three terms of the step model apart.
 _TIMED = ((_FEW, _SHORT_TOKENS), (1, _LONG_TOKENS), (_FEW // 2, _SHORT_TOKENS), (1, _SHORT_TOKENS)) * 2
 
@@ -44,20 +45,34 @@ async def warm_up(serving: Serving, *, grammar: bool, compiled: Callable[[], Non
         await asyncio.gather(*(_generate(serving, next(numbers), prompt_tokens) for _ in range(together)))
 
 
-async def _generate(serving: Serving, number: int, prompt_tokens: int, *, ignore_eos: bool = True, **more: Any) -> None:
+async def canary(serving: Serving) -> None:
+    """Generate one token: whether the engine still makes steps."""
+    await _generate(serving, next(_canaries), 1, name="canary", output_tokens=1)
+
+
+async def _generate(
+    serving: Serving,
+    number: int,
+    prompt_tokens: int,
+    *,
+    name: str = "warm-up",
+    output_tokens: int = _OUTPUT_TOKENS,
+    ignore_eos: bool = True,
+    **more: Any,
+) -> None:
     from vllm.inputs import tokens_input
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     vocabulary = serving.vocabulary_size
-    length = max(1, min(prompt_tokens, serving.context_tokens - _OUTPUT_TOKENS))
+    length = max(1, min(prompt_tokens, serving.context_tokens - output_tokens))
     # Different from the first token on, or the later prompts would come from the prefix cache.
     prompt = tokens_input([(number * 31 + token * (number + 1)) % vocabulary for token in range(length)])
     params = SamplingParams(
         temperature=0.0,
-        max_tokens=_OUTPUT_TOKENS,
+        max_tokens=output_tokens,
         ignore_eos=ignore_eos,
         output_kind=RequestOutputKind.FINAL_ONLY,
         **more,
     )
-    async for _ in outputs(serving.llm, prompt, params, f"warm-up-{number}", Tally()):
+    async for _ in outputs(serving.llm, prompt, params, f"{name}-{number}", Tally()):
         pass

@@ -6,6 +6,7 @@ futures and timers; `node.simulate` in virtual time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -148,12 +149,11 @@ class Admission:
 
     def wake(self, now_s: float) -> list[Placement]:
         """Ask those again whose time has come, then let in."""
-        settled: list[Placement] = []
-        for waiter in self._queue.due(now_s):
-            request_id = waiter.features.request_id
-            if self._queue.get(request_id) is waiter:
-                self._ask(waiter, self._snapshot(waiter, self._stays[request_id].failed, now_s), now_s, settled)
-        return settled + self.let_in(now_s)
+        return self._ask_each(self._queue.due(now_s), now_s)
+
+    def reconsider(self, now_s: float) -> list[Placement]:
+        """Ask everybody who waits again, not the head alone: the engine has come, gone, or come under suspicion."""
+        return self._ask_each(self._queue.due(math.inf), now_s)
 
     def next_wake_s(self) -> float | None:
         """When `wake` has something to do, if nothing else happens before."""
@@ -177,6 +177,14 @@ class Admission:
         return Snapshot(
             engine=engine, queue=queue, cloud=self._cloud_options(failed), vram_free_bytes=self._vram_free_bytes()
         )
+
+    def _ask_each(self, waiters: list[Waiter], now_s: float) -> list[Placement]:
+        settled: list[Placement] = []
+        for waiter in waiters:
+            request_id = waiter.features.request_id
+            if self._queue.get(request_id) is waiter:
+                self._ask(waiter, self._snapshot(waiter, self._stays[request_id].failed, now_s), now_s, settled)
+        return settled + self.let_in(now_s)
 
     def _ask(self, waiter: Waiter, snapshot: Snapshot, now_s: float, settled: list[Placement]) -> bool:
         """Decide a waiter again. True if it left the queue."""

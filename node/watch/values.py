@@ -63,16 +63,22 @@ def free_bytes_for(
     """
     if not gpus:
         return None
-    chosen: list[GpuSnapshot | None] = list(gpus)
-    if visible is not None:
-        chosen = [_find(gpus, entry.strip()) for entry in visible.split(",")]
-    if count is not None:
-        if len(chosen) < count:
-            return None
-        chosen = chosen[:count]
+    chosen = gpus_for(gpus, visible, count)
+    if count is not None and len(chosen) < count:
+        return None
     free = [gpu.vram_free_bytes if gpu is not None else None for gpu in chosen]
     known = [value for value in free if value is not None]
     return min(known) if known and len(known) == len(free) else None
+
+
+def gpus_for(
+    gpus: tuple[GpuSnapshot, ...], visible: str | None = None, count: int | None = None
+) -> tuple[GpuSnapshot | None, ...]:
+    """The GPUs an engine uses, as `free_bytes_for` is told; None for one that is named and not to be found."""
+    chosen: tuple[GpuSnapshot | None, ...] = gpus
+    if visible is not None:
+        chosen = tuple(_find(gpus, entry.strip()) for entry in visible.split(","))
+    return chosen if count is None else chosen[:count]
 
 
 def _find(gpus: tuple[GpuSnapshot, ...], entry: str) -> GpuSnapshot | None:

@@ -403,7 +403,7 @@ async def test_killed_engine_fails_its_calls_at_once_and_is_swept(engine: LocalE
         for more in ({}, {"logprobs": True})
     ]
     await eventually(lambda: engine.load(4).running == 4, within_s=10.0)
-    core = min(processes, key=lambda process: process.started_s)
+    core = min(processes, key=lambda process: process.start_ticks)
     os.kill(core.pid, signal.SIGKILL)
     for call in calls:
         with pytest.raises(EngineUnavailable):

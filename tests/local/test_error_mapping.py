@@ -10,8 +10,8 @@ from node.backend import Kind
 from node.errors import (
     ContextLengthExceeded,
     EngineBusy,
+    EngineDied,
     EngineFailed,
-    EngineUnavailable,
     InvalidRequest,
     ModelNotFound,
     OutputTooLong,
@@ -23,7 +23,7 @@ from node.local.errors import from_document, from_exception
 @pytest.mark.parametrize(
     ("raised", "ours", "param"),
     [
-        (EngineDeadError(), EngineUnavailable, None),
+        (EngineDeadError(), EngineDied, None),
         (vllm.QueueOverflowError(), EngineBusy, None),
         (vllm.MaxQueuedTokensError(), EngineBusy, None),
         (EngineGenerateError(), EngineFailed, None),

@@ -8,10 +8,9 @@ import sys
 import time
 from collections.abc import Iterator
 
-import psutil
 import pytest
 
-from node.local.processes import EngineProcess, descendants, spawning_apart, sweep
+from node.local.processes import EngineProcess, descendants, spawning_apart, start_ticks, sweep
 
 # A child that starts a grandchild deaf to SIGTERM, says so, and waits.
 FAMILY = """
@@ -51,8 +50,9 @@ def test_orphaned_grandchild_is_swept(family: tuple[subprocess.Popen[bytes], fro
 
 
 def test_reused_pid_is_left_alone() -> None:
-    me = psutil.Process()
-    stranger = EngineProcess(me.pid, me.create_time() - 1.0)
+    ticks = start_ticks(os.getpid())
+    assert ticks is not None
+    stranger = EngineProcess(os.getpid(), ticks - 1)
     assert stranger.find() is None
     assert sweep([stranger], 0.0) == []
 

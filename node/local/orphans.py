@@ -1,0 +1,98 @@
+"""A note on disk of the processes each engine runs in, so that the next node can end those of one that was killed.
+
+The kernel kills them together with the node (see `lifeline`). This is for what that misses: a process that hung in a
+driver and could not die, or whose kernel does not do it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from node.local.processes import EngineProcess, start_ticks, sweep
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class _Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One engine's processes, and the node they belong to. Start times mean something only within one boot."""
+
+    boot_id: str
+    node: EngineProcess
+    processes: tuple[EngineProcess, ...]
+
+
+def notes_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the notes of all nodes of this user lie: its runtime folder, else one for it under the temporary files."""
+    if runtime := environ.get("XDG_RUNTIME_DIR"):
+        return Path(runtime, "spillway")
+    return Path(tempfile.gettempdir(), f"spillway-{os.geteuid()}")
+
+
+class EngineNote:
+    """The note on one engine of this process, in `folder`. A folder others could write to is not used (`OSError`)."""
+
+    def __init__(self, folder: Path, model_name: str) -> None:
+        self._folder = folder
+        digest = hashlib.sha256(model_name.encode()).hexdigest()[:16]
+        self._path = folder / f"{os.getpid()}-{digest}.json"
+
+    def write(self, processes: frozenset[EngineProcess]) -> None:
+        """Note `processes`, in place of what was noted before; none: there is no note any more.
+
+        Written beside and renamed: there is never half of it.
+        """
+        if not processes:
+            self._path.unlink(missing_ok=True)
+            return
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_ours(self._folder)
+        ticks = start_ticks(os.getpid())
+        assert ticks is not None
+        note = _Note(_boot_id(), EngineProcess(os.getpid(), ticks), tuple(processes))
+        beside = self._path.with_suffix(".new")
+        beside.write_bytes(msgspec.json.encode(note))
+        beside.replace(self._path)
+
+
+def sweep_orphans(folder: Path, grace_s: float = 2.0) -> list[int]:
+    """End the engine processes of nodes that are no more. Blocks. Returns the pids it ended.
+
+    A process is ended only when pid and start time are both as noted, in the same boot, and its node is gone: a node
+    that runs beside this one keeps its own. Raises `OSError` for a folder that others could write to.
+    """
+    if not folder.is_dir():
+        return []
+    _check_ours(folder)
+    ended: list[int] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            note = msgspec.json.decode(path.read_bytes(), type=_Note)
+        except FileNotFoundError:
+            continue  # another node that starts just now was quicker
+        except msgspec.DecodeError:
+            path.unlink(missing_ok=True)  # of another version, or not ours: nothing may be ended by it
+            continue
+        if note.boot_id == _boot_id():
+            if note.node.find() is not None:
+                continue
+            ended += sweep(note.processes, grace_s)
+        path.unlink(missing_ok=True)
+    return ended
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text().strip()
+
+
+def _check_ours(folder: Path) -> None:
+    """Whoever can write here can have processes of ours ended."""
+    status = folder.stat(follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise PermissionError(f"{folder}: not a folder that only this user can write to")
