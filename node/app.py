@@ -7,12 +7,14 @@ import dataclasses
 import functools
 import logging
 import os
+import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
 from starlette.types import ASGIApp
 
 from node.api.app import build_app
@@ -22,22 +24,27 @@ from node.api.operator import operator_router
 from node.backend import Backend
 from node.catalogue import Catalogue, Model
 from node.catalogue_files import default_models_dir, load_catalogue, with_engine_args
-from node.cloud.config import ProviderConfig
+from node.cloud.config import AnswerClocks, ProviderConfig
 from node.cloud.gate import EgressGate
 from node.cloud.provider import CloudProvider
 from node.dispatch.conversations import Conversations
 from node.dispatch.dispatcher import Dispatcher, ServedModel
 from node.dispatch.experience import Experience
+from node.dispatch.health import Checked, HealthChecks
 from node.dispatch.journey import Journey
 from node.dispatch.lane import Lane
 from node.dispatch.outcome import Ending, Outcome
 from node.dispatch.providers import Providers, ProviderState
 from node.dispatch.sharing import Sharing
+from node.dispatch.standing import OPERATOR, Standing
 from node.errors import SettingsError, SpillwayError
 from node.local.backend import LocalBackend
 from node.local.engine import LocalEngine
 from node.metrics import Metrics
+from node.routing.breaker import BreakerLimits
 from node.routing.policy import LOCAL, OverflowPolicy
+from node.routing.retry_budget import RetryBudget, RetryLimits
+from node.routing.targets import TargetsPolicy
 from node.routing.ttft import ProviderTtft
 from node.routing.values import EngineLoad, EngineState, Limits
 from node.settings import ProviderSettings, Settings
@@ -89,14 +96,11 @@ class Node:
         configs = [_provider_config(name, each, environ) for name, each in settings.providers.items()]
         self.gate = EgressGate(configs)
         self.providers = Providers(
-            {
-                config.name: ProviderState(
-                    provider=CloudProvider(config, self.gate, time.time),
-                    weight=config.weight,
-                    ttft=ProviderTtft(settings.providers[config.name].assumed_ttft_s),
-                )
-                for config in configs
-            }
+            {config.name: _provider_state(config, settings.providers[config.name], self.gate) for config in configs},
+            random.random,
+        )
+        self.health = HealthChecks(
+            _checked(settings, self.providers, self.models.values()), self._probe, clock=clock, random=random.random
         )
         self.engines = {
             model.name: LocalEngine(
@@ -119,6 +123,8 @@ class Node:
             served={name: ServedModel(model, self.lanes[name]) for name, model in self.models.items()},
             providers=self.providers,
             conversations=self.conversations,
+            retries=RetryBudget(RetryLimits()),
+            random=random.random,
             clock=clock,
             on_outcome=self._on_outcome,
         )
@@ -156,6 +162,7 @@ class Node:
     async def start(self) -> None:
         """Begin watching the GPU and loading the engines; returns at once."""
         self.watch.start()
+        self.health.start()
         self._starting = [asyncio.create_task(self._load(engine)) for engine in self.engines.values()]
 
     async def stop(self) -> None:
@@ -164,6 +171,7 @@ class Node:
             task.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
         await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
+        await self.health.stop()
         await self.gate.aclose()
         await self.watch.stop()
 
@@ -235,11 +243,14 @@ class Node:
         )
         return Lane(
             engine=EngineSlot(engine) if engine is not None else None,
-            policy=OverflowPolicy(limits),
+            policy=TargetsPolicy(OverflowPolicy(limits)),
             cloud_options=lambda failed: self.providers.options_for(model, time.monotonic(), failed),
             vram_free_bytes=lambda: free_bytes_for(self.watch.latest(), os.environ.get("CUDA_VISIBLE_DEVICES")),
             clock=time.monotonic,
         )
+
+    async def _probe(self, provider: str, timeout_s: float) -> tuple[str, ...]:
+        return await self.gate.probe(provider, timeout_s=timeout_s)
 
     def _stepped(self, name: str) -> None:
         self.lanes[name].moved_on()
@@ -303,21 +314,57 @@ def _served_models(settings: Settings, catalogue: Catalogue, rename: Mapping[str
     return served
 
 
+def _provider_state(config: ProviderConfig, settings: ProviderSettings, gate: EgressGate) -> ProviderState:
+    standing = Standing(config.name, random.random, BreakerLimits(), slow_s=settings.slow_s)
+    if settings.isolated:
+        standing.isolate(OPERATOR, time.monotonic())
+    return ProviderState(
+        provider=CloudProvider(config, gate, time.time),
+        weight=config.weight,
+        ttft=ProviderTtft(settings.assumed_ttft_s),
+        standing=standing,
+        zone=config.zone,
+    )
+
+
+def _checked(settings: Settings, providers: Providers, models: Iterable[Model]) -> dict[str, Checked]:
+    """The providers whose health is looked after."""
+    equivalents = [each for model in models for each in model.cloud]
+    return {
+        name: Checked(
+            standing=providers.states[name].standing,
+            interval_s=said.health_interval_s,
+            models=frozenset(each.model for each in equivalents if each.provider == name),
+        )
+        for name, said in settings.providers.items()
+        if said.health_interval_s is not None
+    }
+
+
 def _provider_config(name: str, settings: ProviderSettings, environ: Mapping[str, str]) -> ProviderConfig:
     key = ""
     if settings.api_key_env is not None:
         key = environ.get(settings.api_key_env, "")
         if not key:
             raise SettingsError(f"providers.{name}.api_key_env: {settings.api_key_env} is not set in the environment")
+    clocks = AnswerClocks(
+        first_content_s=settings.clocks.first_content_s,
+        between_chunks_s=settings.clocks.between_chunks_s,
+        total_s=settings.clocks.total_s,
+    )
     return ProviderConfig(
         name=name,
         base_url=settings.base_url,
         api_key=key,
+        zone=settings.zone,
         weight=settings.weight,
         connect_s=settings.clocks.connect_s,
-        first_content_s=settings.clocks.first_content_s,
-        between_chunks_s=settings.clocks.between_chunks_s,
-        total_s=settings.clocks.total_s,
+        clocks=clocks,
+        model_clocks={
+            model: dataclasses.replace(clocks, **{key: value for key, value in said.items() if value is not None})
+            for model, own in settings.model_clocks.items()
+            if (said := msgspec.structs.asdict(own))
+        },
         max_connections=settings.max_connections,
         ca_file=settings.ca_file,
     )

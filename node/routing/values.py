@@ -16,6 +16,13 @@ class Residency(StrEnum):
     ANY = "any"
 
 
+class Zone(StrEnum):
+    """Where a provider's machines stand."""
+
+    PREMISES = "premises"
+    CLOUD = "cloud"
+
+
 class Capability(StrEnum):
     """What a request can ask for that not every model or server can do. The catalogue declares these."""
 
@@ -208,7 +215,7 @@ class QueueLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloudOption:
-    """One declared cloud equivalent of the model, as it stands now.
+    """One declared cloud equivalent of the model, as it stands now; one in zone `premises` may have pinned work.
 
     `ttft_high_s` is the high percentile of its measured time to first token; before the first measurement the
     settings' assumption stands in. `available` is false while the provider is paused, isolated or its breaker open.
@@ -224,6 +231,7 @@ class CloudOption:
     ttft_high_s: float
     available: bool = True
     weight: float = 1.0
+    zone: Zone = Zone.CLOUD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

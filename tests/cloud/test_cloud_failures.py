@@ -19,7 +19,9 @@ from node.errors import (
     SpillwayError,
     UpstreamAuth,
     UpstreamConnect,
+    UpstreamConnectTimeout,
     UpstreamError,
+    UpstreamPoolFull,
     UpstreamQuota,
     UpstreamRateLimited,
     UpstreamRejected,
@@ -409,7 +411,7 @@ async def test_handshake_that_never_ends_is_cut_at_the_connect_clock(make_cloud:
         silent.listen()
         cloud = make_cloud(base_url=f"https://127.0.0.1:{silent.getsockname()[1]}/v1", connect_s=0.1)
         error, _, used = await failure(cloud)
-    assert type(error) is UpstreamTimeout
+    assert type(error) is UpstreamConnectTimeout
     assert "connect" in error.message
     assert used == Usage(0, 0)
 
@@ -421,7 +423,7 @@ async def test_pool_with_no_free_connection_is_our_side_of_the_road(upstream: Up
     waiting = asyncio.ensure_future(anext(first))
     await upstream.arrived.wait()
     error, _, _ = await failure(cloud)
-    assert type(error) is UpstreamConnect
+    assert type(error) is UpstreamPoolFull
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

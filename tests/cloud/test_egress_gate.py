@@ -10,10 +10,11 @@ import pytest
 
 from node.backend import Kind
 from node.catalogue import CloudEquivalent
-from node.cloud.config import ProviderConfig, Zone
+from node.cloud.config import AnswerClocks, ProviderConfig
 from node.cloud.gate import EgressGate, EgressRecord
 from node.errors import SettingsError, UpstreamAuth, UpstreamError, UpstreamTimeout
 from node.routing.permit import EgressForbidden, EgressPermit
+from node.routing.values import Zone
 from tests.cloud.cloud_upstream import (
     API_KEY,
     EQUIVALENT,
@@ -226,7 +227,9 @@ async def test_probe_fails_like_a_call(upstream: Upstream, cloud: Cloud) -> None
         ({"base_url": "http://x.example/v1"}, "base_url"),
         ({"api_key": "a\nb"}, "api_key"),
         ({"connect_s": 0}, "connect_s"),
-        ({"total_s": float("nan")}, "total_s"),
+        ({"clocks": AnswerClocks(total_s=float("nan"))}, r"clocks\.total_s"),
+        ({"model_clocks": {"m": AnswerClocks(first_content_s=0)}}, r"model_clocks\.m\.first_content_s"),
+        ({"zone": Zone.PREMISES, "base_url": "http://8.8.8.8/v1"}, "zone"),
         ({"max_connections": -1}, "max_connections"),
     ],
 )
