@@ -108,7 +108,8 @@ class _Tries:
     """What a request has tried: the backends that are not to be offered again, and where it may be tried once more.
 
     `provider_s` is when its first call at a provider began, None before it: from then on that clock runs over all of
-    them. `again` is the provider that is to be asked again after `wait_s`, because nobody else is there.
+    them. `again` is the provider that is to be asked again after `wait_s`, because nobody else is there. `counted` says
+    that the retry is in the budget already.
     """
 
     failed: frozenset[str] = frozenset()
@@ -117,6 +118,7 @@ class _Tries:
     provider_s: float | None = None
     again: str | None = None
     wait_s: float = 0.0
+    counted: bool = False
 
     @property
     def reason(self) -> Reason:
@@ -249,7 +251,7 @@ class Dispatcher:
             if tries.provider_s is None:
                 tries.provider_s = now_s
                 self._retries.called(now_s)
-            elif not self._retries.take(now_s):
+            elif not (tries.counted or self._retries.take(now_s)):
                 visit.left(now_s)
                 assert tries.last_error is not None
                 raise tries.last_error
@@ -268,7 +270,7 @@ class Dispatcher:
         if journey.call.stream:
             latest_s = min(latest_s, tries.provider_s + state.provider.first_content_s(option.model))
         answers_s = now_s + wait_s + state.standing.recent_ttft.value_s(now_s)
-        return answers_s < latest_s and self._retries.allows(now_s)
+        return answers_s < latest_s and (tries.counted or self._retries.allows(now_s))
 
     def _failed(self, journey: Journey, attempt: _Attempt, tries: _Tries, error: SpillwayError) -> None:
         """Note a failed attempt: its backend is not offered again, unless it is the only one there is."""
@@ -354,7 +356,9 @@ class Dispatcher:
         promised_s = features.arrived_s + features.ttft_budget_s - attempt.opened_s
 
         def other_could() -> bool:
-            return self._retries.allows(self._clock()) and self._has_other(journey, tried)
+            # Counted now: many are late together, and none of them is to be cut for a retry that it then may not make.
+            tries.counted = self._has_other(journey, tried) and self._retries.take(self._clock())
+            return tries.counted
 
         try:
             async with cut_off(max(promised_s, _HOPELESS * option.ttft_high_s), other_could):
