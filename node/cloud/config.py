@@ -96,9 +96,10 @@ class Caps:
 def is_public_address(host: str) -> bool:
     """Whether `host` is an IP address that the whole internet can reach; False for a name."""
     try:
-        return ipaddress.ip_address(host).is_global
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_global
 
 
 def _is_loopback(host: str) -> bool:
