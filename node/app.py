@@ -116,7 +116,7 @@ class Node:
         }
         self.lanes = {name: self._lane(model) for name, model in self.models.items()}
         self.totals = Totals()
-        self.metrics = Metrics(self.lanes, self.watch.state)
+        self.metrics = Metrics(self.lanes, self.watch.state, lambda: self.providers.available(time.monotonic()))
         self.experience = {name: Experience() for name in self.models}
         self.conversations = Conversations(clock)
         self.dispatcher = Dispatcher(

@@ -349,7 +349,8 @@ class Dispatcher:
         A first token that is late is better than none: where there is nobody else, only the provider's clocks cut it.
         """
         option, features = attempt.option, journey.features
-        if option is None or not journey.call.stream or journey.attempts == _MAX_ATTEMPTS:
+        alone = len(journey.model.cloud) < 2
+        if option is None or alone or not journey.call.stream or journey.attempts == _MAX_ATTEMPTS:
             yield
             return
         tried = tries.failed | {option.provider}

@@ -122,6 +122,10 @@ class Providers:
         """The operator wants `name` to be used again, whatever isolated it."""
         self.states[name].standing.restore(now_s)
 
+    def available(self, now_s: float) -> dict[str, bool]:
+        """Which of them calls may be sent to now."""
+        return {name: state.standing.is_available(now_s) for name, state in self.states.items()}
+
     def document(self, now_s: float) -> dict[str, Any]:
         """Each provider's standing, for the statistics: whether it is used, for how long not, and for what error."""
         return {

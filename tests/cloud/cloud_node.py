@@ -23,7 +23,7 @@ from node.settings import Clocks, ProviderSettings, RoutingSettings, Settings
 from tests.emulator.emulator_client import KEY, fast
 
 MODEL = "gpt-4.1"
-CLOCKS = Clocks(connect_s=5.0, first_content_s=0.6, between_chunks_s=0.3, total_s=3.0)
+CLOCKS = Clocks(connect_s=5.0, first_content_s=5.0, between_chunks_s=0.5, total_s=20.0)
 BUDGET_MS = 250.0
 
 

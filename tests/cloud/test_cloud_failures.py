@@ -346,6 +346,15 @@ async def test_stream_without_content_is_cut_at_its_first_clock(
     assert used == Usage(PROMPT_TOKENS, 0, estimated=True)
 
 
+async def test_what_earlier_attempts_spent_is_taken_off_the_clocks(upstream: Upstream, cloud: Cloud) -> None:
+    upstream.reply = hang
+    for call, spent_s in ((STREAMING, 29.9), (make_call(), 599.9)):
+        stream = cloud.backend(spent_s=spent_s).open(call)
+        async with asyncio.timeout(10):
+            with pytest.raises(UpstreamTimeout):
+                await anext(stream)
+
+
 async def test_plain_call_is_bound_by_the_total_clock_only(upstream: Upstream, make_cloud: CloudMaker) -> None:
     upstream.reply = hang
     error, _, _ = await failure(make_cloud(first_content_s=0.01, total_s=0.1), make_call())
