@@ -136,6 +136,7 @@ class LocalEngine:
             sequences_per_s=rates.sequences_per_s,
             ttft_slack_s=rates.ttft_slack_s,
             queue_slack_s=rates.queue_slack_s,
+            first_token_s=rates.first_token_s,
         )
 
     def began(self, excess_s: float, *, queued: bool) -> None:
@@ -258,6 +259,7 @@ class LocalEngine:
             return
         details = scheduler.iteration_details
         finished, self._finished = self._finished, 0
+        prefill_tokens = details.num_ctx_tokens if details else 0
         self._stats.add(
             Step(
                 at_s=self._clock(),
@@ -266,12 +268,13 @@ class LocalEngine:
                 kv_cache_usage=scheduler.kv_cache_usage,
                 computed=details is not None,
                 decoding=details.num_generation_requests if details else 0,
-                prefill_tokens=details.num_ctx_tokens if details else 0,
+                prefill_tokens=prefill_tokens,
+                prefill_pairs=self._prefill.pairs(prefill_tokens),
                 elapsed_s=details.elapsed_ms / 1000 if details else None,
                 finished=finished,
             )
         )
-        self._prefill.stepped(details.num_ctx_tokens if details else 0)
+        self._prefill.stepped(prefill_tokens)
         self.on_step()
 
     def _set_state(self, state: EngineState) -> None:

@@ -6,6 +6,7 @@
     steps   = T / tokens per step, at least one: with others ahead in the queue what a step is fed (`feed_tokens`), else
               what one holds beside those that decode
     TTFT    = prefill, or if a sequence or KV cache has to be freed first the longer of prefill and wait + its own step
+            + what a first token takes beside its steps (`first_token_s`: to the engine, back, and into text)
     wait    = the longer of: sequences missing / sequences finishing per second, and cache missing / cache freed per
               second, where a request may fill the cache up to its `kv_share`
 
@@ -82,8 +83,8 @@ def predict_ttft_s(
     prefill_s = under_way_s + steps * (step.base_s + step.per_decode_s * decoding) + step.per_prefill_token_s * tokens
     if wait_s > 0.0:
         own_s = step.step_s(engine.running, features.uncached_tokens_estimate)
-        return Forecast(max(prefill_s, wait_s + own_s), wait_s)
-    return Forecast(prefill_s, 0.0)
+        return Forecast(max(prefill_s, wait_s + own_s) + engine.first_token_s, wait_s)
+    return Forecast(prefill_s + engine.first_token_s, 0.0)
 
 
 def _wait_s(features: Features, engine: EngineLoad, queue: QueueLoad, limits: Limits) -> float | None:

@@ -154,7 +154,8 @@ class EngineLoad:
     what prompts not yet computed will fill, and `kv_tokens` what it holds. `step` is the learned step model,
     `max_batched_tokens` what one step holds at most. `sequences_per_s` is how fast sequences finish. `ttft_slack_s` is
     added to a predicted TTFT to get one that is seldom exceeded, `queue_slack_s` to that of a request that has to wait
-    in the node's queue.
+    in the node's queue. `first_token_s` is what a first token takes beside its steps: into tokens, to the engine and
+    back, and whatever else the step model does not see.
     """
 
     state: EngineState
@@ -172,6 +173,7 @@ class EngineLoad:
     sequences_per_s: float | None = None
     ttft_slack_s: float = 0.3
     queue_slack_s: float = 0.3
+    first_token_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

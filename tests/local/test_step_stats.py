@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.local.stats import Step, StepStats
+from node.local.stats import Step, StepStats, TimedStep
 from node.routing.profile import StepModel
 
 TRUE = StepModel(base_s=0.01, per_decode_s=0.001, per_prefill_token_s=0.0001)
@@ -143,3 +143,36 @@ def test_no_delay_of_reports_makes_a_step_seem_longer_than_the_longest_or_shorte
     if learned is not None:
         assert min(learned.base_s, learned.per_decode_s, learned.per_prefill_token_s) >= 0.0
         assert learned.step_s(4, 80) < 1.0
+
+
+def test_what_a_first_token_takes_beside_its_steps_settles_in_the_middle_of_what_was_seen() -> None:
+    stats = reported([0.0] * 200)
+    for _ in range(2000):
+        for takes_s in (0.004, 0.012, 0.011, 0.009, 0.5):
+            stats.began(takes_s - stats.rates.first_token_s, queued=False)
+            stats.began(1.0, queued=True)
+    assert stats.rates.first_token_s == pytest.approx(0.011, abs=0.001)
+    for _ in range(100):
+        stats.began(-0.5, queued=False)
+    assert stats.rates.first_token_s == 0.0
+
+
+def test_timed_steps_tell_what_they_began_with() -> None:
+    timed: list[TimedStep] = []
+    stats = StepStats(64, timed.append)
+    for number in range(4):
+        report = Step(
+            at_s=0.01 * number,
+            running=number + 1,
+            waiting=0,
+            kv_cache_usage=0.1 * number,
+            decoding=number,
+            prefill_tokens=10,
+            prefill_pairs=50.0,
+            elapsed_s=0.01,
+        )
+        stats.add(report)
+    assert [(each.running, each.kv_cache_usage, each.prefill_pairs) for each in timed[1:3]] == [
+        (1, 0.0, 50.0),
+        (2, 0.1, 50.0),
+    ]

@@ -24,6 +24,15 @@ def test_idle_engine_takes_its_prefill_and_one_step() -> None:
     assert ttft_s() == pytest.approx(100 / 1000 + 0.02)
 
 
+def test_what_a_first_token_takes_beside_its_steps_comes_on_top() -> None:
+    later = replace(ENGINE, first_token_s=0.01)
+    assert ttft_s(later) == pytest.approx(100 / 1000 + 0.02 + 0.01)
+    full = replace(ENGINE, in_flight=5, running=4)
+    in_full = ttft_s(full)
+    assert in_full is not None
+    assert ttft_s(replace(full, first_token_s=0.01)) == pytest.approx(in_full + 0.01)
+
+
 def test_prefill_already_handed_over_and_prompts_ahead_come_first() -> None:
     queued = replace(ENGINE, queued_prefill_tokens=500)
     assert ttft_s(queued) == pytest.approx(0.6 + 0.02)
