@@ -31,6 +31,7 @@ from node.dispatch.conversations import Conversations
 from node.dispatch.dispatcher import Dispatcher, ServedModel
 from node.dispatch.experience import Experience
 from node.dispatch.health import Checked, HealthChecks
+from node.dispatch.hedging import Hedging
 from node.dispatch.journey import Journey
 from node.dispatch.lane import Lane
 from node.dispatch.outcome import Ending, Outcome
@@ -127,6 +128,7 @@ class Node:
             random=random.random,
             clock=clock,
             on_outcome=self._on_outcome,
+            hedging=_hedging(settings),
         )
         self.cache = MemoryCache(
             max_bytes=settings.cache.max_bytes,
@@ -312,6 +314,14 @@ def _served_models(settings: Settings, catalogue: Catalogue, rename: Mapping[str
             )
         served[name] = dataclasses.replace(model, local=local, cloud=cloud, out_of_reach=tuple(elsewhere))
     return served
+
+
+def _hedging(settings: Settings) -> Hedging | None:
+    routing = settings.routing
+    if routing.hedge_share == 0.0:
+        return None
+    budget = RetryBudget(RetryLimits(share=routing.hedge_share, at_least=1.0))
+    return Hedging(budget, routing.margin_ms / 1000)
 
 
 def _provider_state(config: ProviderConfig, settings: ProviderSettings, gate: EgressGate) -> ProviderState:

@@ -96,6 +96,8 @@ class RoutingSettings(Section, frozen=True, kw_only=True):
     `feed_ms`: how long a step full of prompts should take; beyond two such steps prompts wait in the node's own queue.
     `tpot_budget_ms`: time per output token; only so many sequences decode together as keep it (null: no promise).
     `margin_ms`: taken off the last safe moment for the node's own work.
+    `hedge_share`: of the requests that start in the engine, how many may have a copy sent to the cloud because their
+    first token is late at the last safe moment. The first to answer wins, and both are paid (0: none).
     """
 
     ttft_budget_ms: PositiveFloat = 2000.0
@@ -108,6 +110,7 @@ class RoutingSettings(Section, frozen=True, kw_only=True):
     feed_ms: PositiveFloat = 100.0
     tpot_budget_ms: PositiveFloat | None = None
     margin_ms: PositiveFloat = 200.0
+    hedge_share: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
 
 
 class CacheSettings(Section, frozen=True, kw_only=True):

@@ -10,7 +10,7 @@ from node.backend import Backend
 from node.catalogue import CloudEquivalent, Model
 from node.dispatch.standing import OPERATOR, Standing
 from node.routing.balancer import Candidate, choose
-from node.routing.permit import EgressPermit
+from node.routing.permit import EgressPermit, worst_case_nano_usd
 from node.routing.ttft import ProviderTtft
 from node.routing.values import CloudOption, Features, Zone
 
@@ -84,16 +84,23 @@ class Providers:
         """A call is made on the present choice: the next one is drawn anew."""
         self._next.pop(model.name, None)
 
-    def can_else(self, model: Model, features: Features, now_s: float, excluded: frozenset[str]) -> bool:
-        """Whether a provider that is not `excluded` could take the request now."""
-        return any(
-            option.available
-            and option.price is not None
-            and features.needs <= option.capabilities
-            and features.prompt_tokens_estimate < option.context_tokens
-            and (features.may_leave or option.zone is Zone.PREMISES)
-            for option in self.options_for(model, now_s, excluded)
-        )
+    def usable(
+        self, model: Model, features: Features, now_s: float, excluded: frozenset[str] = frozenset()
+    ) -> CloudOption | None:
+        """The first option, at a provider that is not `excluded`, that could take the request now."""
+        most_nano_usd = features.cost_budget_nano_usd
+        for option in self.options_for(model, now_s, excluded):
+            costs_nano_usd = worst_case_nano_usd(features, option)
+            if (
+                option.available
+                and costs_nano_usd is not None
+                and (most_nano_usd is None or costs_nano_usd <= most_nano_usd)
+                and features.needs <= option.capabilities
+                and features.prompt_tokens_estimate < option.context_tokens
+                and (features.may_leave or option.zone is Zone.PREMISES)
+            ):
+                return option
+        return None
 
     def reachable(self, model: Model, features: Features) -> tuple[CloudEquivalent, ...]:
         """The equivalents that the request's residency lets it go to, whatever they can do and however they stand."""

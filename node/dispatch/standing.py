@@ -20,7 +20,7 @@ from node.errors import (
     UpstreamTimeout,
 )
 from node.routing.balancer import PeakEwma
-from node.routing.breaker import Breaker, BreakerLimits, BreakerState, Verdict
+from node.routing.breaker import Breaker, BreakerLimits, BreakerState, Ticket, Verdict
 
 _log = logging.getLogger("spillway.providers")
 
@@ -111,7 +111,7 @@ class Standing:
         self.breaker.probed(verdict, now_s, next_probe_s)
         self._tell(before, now_s)
 
-    def report(self, ticket: int, verdict: Verdict, now_s: float) -> None:
+    def report(self, ticket: Ticket, verdict: Verdict, now_s: float) -> None:
         """One call's verdict, for the breaker."""
         if verdict is Verdict.SUCCESS:
             self._pauses = 0
@@ -137,7 +137,7 @@ class Visit:
 
     __slots__ = ("_entered_s", "_over", "_standing", "_ticket", "_told")
 
-    def __init__(self, standing: Standing, ticket: int, now_s: float) -> None:
+    def __init__(self, standing: Standing, ticket: Ticket, now_s: float) -> None:
         self._standing = standing
         self._ticket = ticket
         self._entered_s = now_s

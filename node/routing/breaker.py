@@ -65,10 +65,10 @@ class Verdict(StrEnum):
 class BreakerLimits:
     """When it opens, for how long, and what closes it.
 
-    It opens after `failures` in a row, or after fewer (two at least) once they have gone on for `failing_s`; and, for
-    what fails now and then, when `failing_share` of at least `least_calls` recent calls failed (a call counts half
-    after `half_life_s`). Faults of ours and of the other side are each counted for themselves: getting there at all
-    says that the road is open, not that the other side is well.
+    It opens after `failures` in a row, or after fewer once a call fails that began in the midst of them, `failing_s`
+    after the first at the earliest; and, for what fails now and then, when `failing_share` of at least `least_calls`
+    recent calls failed (a call counts half after `half_life_s`). Faults of ours and of the other side are each counted
+    for themselves: getting there at all says that the road is open, not that the other side is well.
 
     Open, it lets nothing through for `open_s`, twice as long each time it opens again soon, `longest_open_s` at
     most; up to half of that is taken off at random, so that not all who wait come back at once. Then one call at a
@@ -97,9 +97,18 @@ class _Run:
             self.since_s = now_s
         self.failures += 1
 
-    def is_enough(self, limits: BreakerLimits, now_s: float) -> bool:
-        lasting = self.failures > 1 and now_s - self.since_s >= limits.failing_s
+    def is_enough(self, limits: BreakerLimits, entered_s: float, now_s: float) -> bool:
+        # A call from before says nothing of now: of a crowd that came at once, those that fail are the last to be over.
+        lasting = self.failures > 1 and entered_s >= self.since_s and now_s - self.since_s >= limits.failing_s
         return lasting or self.failures >= limits.failures
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """One call that was let through: when, and in which of the breaker's lives."""
+
+    generation: int
+    entered_s: float
 
 
 class Breaker:
@@ -141,7 +150,7 @@ class Breaker:
         """How long it still lets nothing through: 0 unless it is open."""
         return max(0.0, self._open_until_s - now_s) if self._state is BreakerState.OPEN else 0.0
 
-    def enter(self, now_s: float) -> int | None:
+    def enter(self, now_s: float) -> Ticket | None:
         """A ticket for one call, to be given back with `report`; None where none is let through."""
         if not self.admits(now_s):
             return None
@@ -150,14 +159,14 @@ class Breaker:
         if self._state is BreakerState.HALF_OPEN:
             self._generation += 1  # each trial has a ticket of its own: a late word of the last one is not this one's
             self._trial = self._generation
-        return self._generation
+        return Ticket(self._generation, now_s)
 
-    def report(self, ticket: int, verdict: Verdict, now_s: float) -> None:
+    def report(self, ticket: Ticket, verdict: Verdict, now_s: float) -> None:
         """How a call went. May be told twice: a good beginning, and then a bad end."""
-        if ticket != self._generation:
+        if ticket.generation != self._generation:
             return
         if self._state is BreakerState.CLOSED:
-            self._count(verdict, now_s)
+            self._count(verdict, ticket.entered_s, now_s)
         elif self._state is BreakerState.HALF_OPEN:
             self._trial = None
             self._try(verdict, now_s)
@@ -182,7 +191,7 @@ class Breaker:
             if fault:
                 self._trip(verdict, now_s)
         elif fault:
-            self._count(verdict, now_s)
+            self._count(verdict, now_s, now_s)
         else:
             self._runs[Verdict.LOCAL_FAULT] = _Run()
 
@@ -194,7 +203,7 @@ class Breaker:
         """End an isolation, carefully."""
         self._happened(BreakerEvent.RESTORE, now_s)
 
-    def _count(self, verdict: Verdict, now_s: float) -> None:
+    def _count(self, verdict: Verdict, entered_s: float, now_s: float) -> None:
         if verdict is Verdict.NEUTRAL:
             return
         faded = 0.5 ** (max(0.0, now_s - self._counted_at_s) / self._limits.half_life_s)
@@ -211,7 +220,7 @@ class Breaker:
         often = self._calls >= self._limits.least_calls and (
             self._failed_calls >= self._limits.failing_share * self._calls
         )
-        if often or self._runs[verdict].is_enough(self._limits, now_s):
+        if often or self._runs[verdict].is_enough(self._limits, entered_s, now_s):
             self._trip(verdict, now_s)
 
     def _try(self, verdict: Verdict, now_s: float) -> None:

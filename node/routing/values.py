@@ -86,6 +86,7 @@ class Reason(StrEnum):
     CLOUD_ONLY_FEATURE = "cloud_only_feature"
     CLOUD_ONLY_MODEL = "cloud_only_model"
     LOCAL_FAILED = "local_failed"
+    HEDGED = "hedged"
     # answered from memory
     CACHE_HIT = "cache_hit"
     # waiting

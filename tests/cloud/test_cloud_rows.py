@@ -441,3 +441,45 @@ async def test_pinned_request_reaches_a_provider_on_the_premises(tmp_path: Path)
         answer = await node.ask(**pinned)
         assert (answer.status, answer.error["code"]) == (403, "private_not_servable")
         assert node.asked() == 0
+
+
+MIX = [
+    Switch.ERROR_500,
+    Switch.ERROR_503,
+    Switch.SILENCE,
+    Switch.COMMENTS_ONLY,
+    Switch.ERROR_IN_FIRST_EVENT,
+    Switch.RESET_MID_STREAM,
+    Switch.EOF_MID_UTF8,
+    Switch.STALL_MID_STREAM,
+    Switch.INVALID_JSON,
+    Switch.RESET_ON_REUSE,
+    Switch.USAGE_MISSING,
+    Switch.USAGE_TENFOLD,
+    Switch.BAD_REQUEST,
+]
+
+
+async def test_mix_of_faults_is_answered_to_the_last_request_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    clocks = {"first_content_s": 3.0, "between_chunks_s": 0.5, "total_s": 4.0}
+    async with cloud_node(tmp_path, "one", "two", clocks=clocks) as node:
+        for name in node.clouds:
+            for switch in MIX:
+                node.arm(switch, at=name, probability=0.02)
+        asking = []
+        async with asyncio.timeout(60):
+            for index in range(300):
+                asking.append(asyncio.create_task(node.ask(stream=index % 4 > 0)))
+                await asyncio.sleep(0.01)
+            answers = await asyncio.gather(*asking)
+        assert {answer.status for answer in answers} <= {200, 502, 503, 504}
+        assert sum(answer.status == 200 for answer in answers) > 0.9 * len(answers)
+        for answer in answers:
+            if answer.status == 200 and b'"error"' not in answer.body:
+                assert answer.text.startswith("Emulated")  # whole, and of one piece
+        assert len(node.node.outcomes) == len(answers)
+        assert sum(outcome.attempts for outcome in node.node.outcomes) <= 1.2 * len(answers) + 3
+        await node.assert_clean()
+        kept = {"RequestHandler.start"}  # the emulators' side of connections that are kept for the next call
+        left = [task.get_coro().__qualname__ for task in asyncio.all_tasks() if task is not asyncio.current_task()]  # type: ignore[union-attr]
+        assert set(left) <= kept

@@ -11,6 +11,7 @@ from node.backend import Backend, Call, Chunk, Kind
 from node.catalogue import CloudEquivalent, LocalModel, Model
 from node.dispatch.conversations import Conversations
 from node.dispatch.dispatcher import Answer, Dispatcher, ServedModel
+from node.dispatch.hedging import Hedging
 from node.dispatch.lane import Lane
 from node.dispatch.outcome import Outcome
 from node.dispatch.providers import Providers, ProviderState
@@ -136,6 +137,7 @@ class House:
         limits: Limits | None = None,
         policy: Policy | None = None,
         zones: Mapping[str, Zone] = MappingProxyType({}),
+        hedging: Hedging | None = None,
     ) -> None:
         self.outcomes: list[Outcome] = []
         self.engine = engine
@@ -171,6 +173,7 @@ class House:
             random=self.random,
             clock=now_s,
             on_outcome=self.outcomes.append,
+            hedging=hedging,
         )
 
     async def answer(self, request: Features = REQUEST, *, stream: bool = True) -> Answer:

@@ -190,6 +190,14 @@ async def test_no_retry_begins_after_the_clients_own_budget_is_spent() -> None:
 
 
 @in_virtual_time
+async def test_silent_provider_is_left_for_another_one_though_the_clients_own_budget_is_spent() -> None:
+    home = House(None, [cloud(60.0), cloud(name="other")])
+    await read(await home.answer(replace(REQUEST, ttft_budget_s=0.8, give_up_s=1000.8)))
+    assert home.outcome.backend == "other"
+    assert home.outcome.ttft_s == pytest.approx(1.0)
+
+
+@in_virtual_time
 async def test_no_retry_begins_that_cannot_buy_a_first_token() -> None:
     home = House(None, [cloud(0.5, UpstreamError("x")), cloud(name="other")])
     home.providers.states["other"].standing.recent_ttft.add(0.6, now_s())
@@ -240,7 +248,7 @@ async def test_way_in_is_given_back_when_no_permit_is_granted(monkeypatch: pytes
     def refuse(*_: object) -> None:
         raise EgressForbidden("no")
 
-    monkeypatch.setattr("node.dispatch.dispatcher.grant", refuse)
+    monkeypatch.setattr("node.dispatch.attempts.grant", refuse)
     home = House(None, [cloud()])
     with pytest.raises(EgressForbidden):
         await home.answer()

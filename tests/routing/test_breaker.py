@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from node.routing.breaker import TABLE, Breaker, BreakerEvent, BreakerLimits, BreakerState, Verdict
+from node.routing.breaker import TABLE, Breaker, BreakerEvent, BreakerLimits, BreakerState, Ticket, Verdict
 
 OK, UPSTREAM, LOCAL, NOTHING = Verdict.SUCCESS, Verdict.UPSTREAM_FAULT, Verdict.LOCAL_FAULT, Verdict.NEUTRAL
 FAULTS = pytest.mark.parametrize("fault", [UPSTREAM, LOCAL])
@@ -54,6 +54,21 @@ def test_opens_after_two_seconds_of_failing_however_few_calls(fault: Verdict) ->
     line.call(fault, fault, every_s=1.0)
     assert line.state() is BreakerState.CLOSED
     line.call(fault, every_s=1.0)
+    assert line.state() is BreakerState.OPEN
+
+
+def test_last_failures_of_a_crowd_that_came_at_once_do_not_last() -> None:
+    line = Line()
+    crowd = [line.breaker.enter(line.now_s) for _ in range(20)]
+    for ticket in crowd[:16]:
+        assert ticket is not None
+        line.breaker.report(ticket, OK, line.now_s)
+    for ticket in crowd[16:]:
+        assert ticket is not None
+        line.now_s += 5
+        line.breaker.report(ticket, UPSTREAM, line.now_s)
+    assert line.state() is BreakerState.CLOSED
+    line.call(UPSTREAM)
     assert line.state() is BreakerState.OPEN
 
 
@@ -247,7 +262,7 @@ def test_no_trial_is_ever_lost(seed: int) -> None:
     """Whatever happens in whatever order: a breaker whose calls succeed lets calls through in the end."""
     random = Random(seed)
     line = Line(jitter=random.random())
-    tickets: list[int] = []
+    tickets: list[Ticket] = []
     for _ in range(400):
         line.now_s += random.random()
         match random.randrange(4):
