@@ -11,7 +11,7 @@ from node.catalogue import CloudEquivalent, Model
 from node.dispatch.standing import OPERATOR, Standing
 from node.routing.balancer import Candidate, choose
 from node.routing.permit import EgressPermit, worst_case_nano_usd
-from node.routing.ttft import ProviderTtft
+from node.routing.ttft import HIGH_SHARE, ProviderTtft
 from node.routing.values import CloudOption, Features, Zone
 
 
@@ -50,11 +50,14 @@ class Providers:
         self._random = random
         self._next: dict[str, str] = {}
 
-    def options_for(self, model: Model, now_s: float, excluded: frozenset[str]) -> tuple[CloudOption, ...]:
+    def options_for(
+        self, model: Model, now_s: float, excluded: frozenset[str], high_share: float = HIGH_SHARE
+    ) -> tuple[CloudOption, ...]:
         """The model's declared equivalents at configured providers: the balancer's choice first, then the catalogue's.
 
         The choice stands until a call is made on it (`chosen`), so that a request which waits is told the same each
-        time it asks. `excluded` names providers that have already failed this request.
+        time it asks. `excluded` names providers that have already failed this request. `high_share` of a provider's
+        first tokens are to come within its `ttft_high_s`.
         """
         options = []
         for equivalent in model.cloud:
@@ -69,7 +72,8 @@ class Providers:
                     context_tokens=equivalent.context_tokens,
                     max_output_tokens=equivalent.max_output_tokens,
                     price=equivalent.price,
-                    ttft_high_s=state.ttft.high_s(now_s),
+                    ttft_high_s=state.ttft.high_s(now_s, high_share),
+                    ttft_likely_s=state.ttft.likely_s(now_s),
                     available=state.standing.is_available(now_s) and equivalent.provider not in excluded,
                     weight=state.weight,
                     zone=state.zone,

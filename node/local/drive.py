@@ -24,7 +24,7 @@ class DirectDrive:
         self._sampling = engine.serving().default_sampling(Kind.COMPLETION)
         config = engine.serving().llm.vllm_config
         self.block_tokens: int = config.cache_config.block_size or 1
-        self.steps_ahead = 1 if config.scheduler_config.async_scheduling else 0
+        self.steps_ahead = engine.serving().steps_ahead
 
     async def generate(self, prompt: list[int], output_tokens: int) -> None:
         """Compute `prompt` and generate exactly `output_tokens`. Cancelling aborts the sequence in the engine."""

@@ -68,8 +68,9 @@ class Rates:
 
     step: StepModel | None
     sequences_per_s: float | None
-    ttft_slack_s: float
-    queue_slack_s: float
+    tpot_s: float | None
+    ttft_doubt: float
+    queue_doubt: float
     first_token_s: float
 
 
@@ -85,8 +86,7 @@ class StepStats:
     `on_timed` gets every step once it is known how long it took.
     """
 
-    def __init__(self, max_sequences: int, on_timed: Callable[[TimedStep], None] = lambda step: None) -> None:
-        self._max_sequences = max_sequences
+    def __init__(self, on_timed: Callable[[TimedStep], None] = lambda step: None) -> None:
         self._on_timed = on_timed
         self.running = 0
         self.waiting = 0
@@ -115,31 +115,38 @@ class StepStats:
             self._bunch.more.append((self.running, self.kv_cache_usage or 0.0, step.prefill_pairs))
             if step.running == 0:
                 self._learn()  # what comes next starts from idle
-            if self.waiting > 0 or self.running >= self._max_sequences:
-                # Rates are sums, which late reports do not distort: here the time that passed is what counts.
-                self._observe(
-                    0, 0, (step.elapsed_s or 0.0) if gap_s is None else gap_s, finished=step.finished, full=True
-                )
+            # Sums, which late reports do not distort: here the time that passed is what counts.
+            seconds = (step.elapsed_s or 0.0) if gap_s is None else gap_s
+            self._observer.passed(decoding=step.decoding, finished=step.finished, seconds=seconds)
         self.running, self.waiting, self.kv_cache_usage = step.running, step.waiting, step.kv_cache_usage
         self._last_at_s = step.at_s
         self._rates = None
 
-    def began(self, excess_s: float, *, queued: bool) -> None:
-        """Take in a first token: how much later than predicted it came. `queued`: predicted while it waited.
+    def began(self, *, predicted_s: float, took_s: float, queued: bool) -> None:
+        """Take in a first token: when it was predicted, and when it came. `queued`: predicted while it waited.
 
         What it takes beside its steps goes up a little with each that came later than predicted, and down with each
         that came sooner: so it settles where as many do the one as the other.
         """
         if not queued:
-            nudged_s = self._first_token_s + math.copysign(_NUDGE_S, excess_s)
+            nudged_s = self._first_token_s + math.copysign(_NUDGE_S, took_s - predicted_s)
             self._first_token_s = min(_MOST_FIRST_TOKEN_S, max(0.0, nudged_s))
-        self._observer.began(excess_s, queued=queued)
+        self._observer.began(predicted_s=predicted_s, took_s=took_s, queued=queued)
         self._rates = None
 
-    def promised(self, *, kept: bool) -> None:
-        """Take in whether a request that could have left was in time, wherever it was served."""
-        self._observer.promised(kept=kept)
+    def promised(self, *, kept: bool, here: bool) -> None:
+        """Take in whether a request that could have left was in time, and whether it was to be served here."""
+        self._observer.lateness.promised(kept=kept, here=here)
         self._rates = None
+
+    def leaves(self) -> None:
+        """A request leaves for the cloud."""
+        self._observer.lateness.leaves()
+
+    @property
+    def cloud_share(self) -> float:
+        """The share of the cloud's first tokens that the last safe moment has to leave time for."""
+        return self._observer.lateness.cloud_share
 
     def answered(self, output_tokens: int) -> None:
         """Take in how long one answer was."""
@@ -154,8 +161,9 @@ class StepStats:
             self._rates = Rates(
                 observer.step_model,
                 observer.sequences_per_s(self.running),
-                observer.ttft_slack_s,
-                observer.queue_slack_s,
+                observer.tpot_s,
+                observer.ttft_doubt,
+                observer.queue_doubt,
                 self._first_token_s,
             )
         return self._rates
@@ -213,20 +221,11 @@ class StepStats:
         seconds: float,
         *,
         count: int = 1,
-        finished: int = 0,
-        full: bool = False,
         more: tuple[int, float, float] = (0, 0.0, 0.0),
     ) -> None:
         if decoding or prefill_tokens:
             self._on_timed(TimedStep(decoding, prefill_tokens, seconds, count, *more))
-        self._observer.step(
-            decoding=decoding,
-            prefill_tokens=prefill_tokens,
-            seconds=seconds,
-            count=count,
-            finished=finished,
-            full=full,
-        )
+        self._observer.step(decoding=decoding, prefill_tokens=prefill_tokens, seconds=seconds, count=count)
 
 
 class _Bunch:

@@ -9,11 +9,12 @@ from node.routing.values import CloudOption, Decision, Features, Reason, Residen
 
 
 @dataclass(frozen=True, slots=True)
-class TargetsPolicy:
+class TargetsPolicy(Policy):
     """`inner`, shown only what each request may use, best first. It decides by the first option that will do.
 
-    1. A pinned request is shown the providers on the premises, and is otherwise one like any other: so it goes there
-       when the engine here would be late, or cannot do it. Where there is none of them, it is pinned to this engine.
+    1. A pinned request starts in the engine here while that keeps its promise. Else it is shown the providers on the
+       premises, and is then one like any other: so it goes there when the engine would be late, or cannot do it. Where
+       there is none of them, it is pinned to this engine.
     2. Who began a conversation whose tool call is open comes first.
     3. Those who can still answer in time come before those who cannot; of these, the quickest. Else the order stays as
        it is given: the balancer's.
@@ -27,17 +28,22 @@ class TargetsPolicy:
             return self._decide_pinned(features, snapshot, now_s)
         return self.inner.decide(features, _in_order(features, snapshot, now_s), now_s)
 
+    def is_worth_asking(self, features: Features, snapshot: Snapshot) -> bool:
+        """As `inner` says."""
+        return self.inner.is_worth_asking(features, snapshot)
+
     def _decide_pinned(self, features: Features, snapshot: Snapshot, now_s: float) -> Decision:
+        here = self.inner.decide(features, snapshot, now_s)
         premises = tuple(option for option in snapshot.cloud if option.zone is Zone.PREMISES)
-        if not premises:
-            return self.inner.decide(features, snapshot, now_s)
+        if not premises or (here.target is Target.LOCAL and _is_in_time(features, here, now_s)):
+            return here
         shown = _in_order(features, replace(snapshot, cloud=premises), now_s)
         decision = self.inner.decide(replace(features, residency=Residency.ANY), shown, now_s)
         if decision.target is Target.LOCAL:
             return replace(decision, reason=Reason.PINNED)
         if decision.target is Target.REFUSE:
             return replace(decision, reason=_REFUSED_PINNED.get(decision.reason, decision.reason))
-        return decision
+        return here if decision.target is Target.WAIT and here.target is Target.LOCAL else decision
 
 
 _REFUSED_PINNED = {
@@ -45,6 +51,12 @@ _REFUSED_PINNED = {
     Reason.NO_CLOUD_EQUIVALENT: Reason.NO_PREMISES_CAPACITY,
     Reason.NO_PROVIDER: Reason.NO_PREMISES_CAPACITY,
 }
+
+
+def _is_in_time(features: Features, decision: Decision, now_s: float) -> bool:
+    """Whether a start here is expected to keep the promise; an engine too cold to tell is trusted."""
+    ttft_s = decision.predicted_ttft_s
+    return ttft_s is None or now_s + ttft_s <= features.arrived_s + features.ttft_budget_s
 
 
 def _in_order(features: Features, snapshot: Snapshot, now_s: float) -> Snapshot:

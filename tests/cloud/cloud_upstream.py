@@ -175,6 +175,7 @@ def make_permit(
         max_output_tokens=None,
         price=PRICE,
         ttft_high_s=1.0,
+        ttft_likely_s=0.5,
         zone=zone,
     )
     features = replace(
