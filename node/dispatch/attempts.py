@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 
 from node.backend import Backend, Chunk
@@ -27,6 +27,7 @@ MAX_ATTEMPTS = 2
 
 # One in a hundred first tokens comes later than the 99th percentile; what takes twice that does not come.
 _HOPELESS = 2.0
+_NO_LIMIT = nullcontext()
 
 
 @dataclass(slots=True)
@@ -216,17 +217,15 @@ class Attempts:
                 ):
                     journey.spent_nano_usd += attempt.price.cost_nano_usd(attempt.usage(journey.features, None))
 
-    @asynccontextmanager
-    async def _while_hopeful(self, journey: Journey, attempt: Attempt, tries: Tries) -> AsyncIterator[None]:
-        """Raise `UpstreamTimeout` once a stream is hopelessly late while another provider could still answer it.
+    def _while_hopeful(self, journey: Journey, attempt: Attempt, tries: Tries) -> AbstractAsyncContextManager[None]:
+        """Raises `UpstreamTimeout` in its body once a stream is hopelessly late while another provider could answer it.
 
         A first token that is late is better than none: where there is nobody else, only the provider's clocks cut it.
         """
         option, features = attempt.option, journey.features
         alone = len(journey.model.cloud) < 2
         if option is None or alone or not journey.call.stream or journey.attempts == MAX_ATTEMPTS:
-            yield
-            return
+            return _NO_LIMIT
         tried = tries.failed | {option.provider}
         # Not the option's own, which is as low a percentile as routing may dare to leave by.
         high_s = self._providers.states[option.provider].ttft.high_s(attempt.opened_s)
@@ -237,11 +236,8 @@ class Attempts:
             tries.counted = self._has_other(journey, tried) and self._retries.take(self._clock())
             return tries.counted
 
-        try:
-            async with cut_off(max(promised_s, _HOPELESS * high_s), other_could):
-                yield
-        except TimeoutError as error:
-            raise UpstreamTimeout(f"{option.provider} did not send any content in time") from error
+        late = UpstreamTimeout(f"{option.provider} did not send any content in time")
+        return cut_off(max(promised_s, _HOPELESS * high_s), other_could, late)
 
     def _began(self, journey: Journey, attempt: Attempt, chunk: Chunk) -> None:
         now_s = self._clock()

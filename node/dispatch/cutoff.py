@@ -10,21 +10,24 @@ _LOOK_AGAIN_S = 0.5
 
 
 @asynccontextmanager
-async def cut_off(after_s: float, when: Callable[[], bool]) -> AsyncIterator[None]:
-    """Raise `TimeoutError` in the body after `after_s` seconds, or later: as soon as `when()` holds, from then on."""
+async def cut_off(after_s: float, when: Callable[[], bool], error: Exception) -> AsyncIterator[None]:
+    """Raise `error` in the body after `after_s` seconds, or later: as soon as `when()` holds, from then on."""
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle | None = None
-    async with asyncio.timeout(None) as limit:
+    try:
+        async with asyncio.timeout(None) as limit:
 
-        def look() -> None:
-            nonlocal timer
-            if when():
-                limit.reschedule(loop.time())
-            else:
-                timer = loop.call_later(_LOOK_AGAIN_S, look)
+            def look() -> None:
+                nonlocal timer
+                if when():
+                    limit.reschedule(loop.time())
+                else:
+                    timer = loop.call_later(_LOOK_AGAIN_S, look)
 
-        timer = loop.call_later(after_s, look)
-        try:
-            yield
-        finally:
-            timer.cancel()
+            timer = loop.call_later(after_s, look)
+            try:
+                yield
+            finally:
+                timer.cancel()
+    except TimeoutError as cut:
+        raise error from cut

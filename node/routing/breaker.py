@@ -193,7 +193,7 @@ class Breaker:
         elif fault:
             self._count(verdict, now_s, now_s)
         else:
-            self._runs[Verdict.LOCAL_FAULT] = _Run()
+            self._runs[Verdict.LOCAL_FAULT].failures = 0
 
     def isolate(self, now_s: float) -> None:
         """Let nothing through until `restore`."""
@@ -216,7 +216,7 @@ class Breaker:
         self._failed_calls += 1.0
         self._runs[verdict].add(now_s)
         if verdict is Verdict.UPSTREAM_FAULT:
-            self._runs[Verdict.LOCAL_FAULT] = _Run()
+            self._runs[Verdict.LOCAL_FAULT].failures = 0
         often = self._calls >= self._limits.least_calls and (
             self._failed_calls >= self._limits.failing_share * self._calls
         )
@@ -257,8 +257,8 @@ class Breaker:
             self.opened_by = None
 
     def _clear_runs(self) -> None:
-        for kind in self._runs:
-            self._runs[kind] = _Run()
+        for run in self._runs.values():
+            run.failures = 0
 
 
 def drawing() -> str:
