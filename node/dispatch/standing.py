@@ -107,22 +107,18 @@ class Standing:
         verdict = Verdict.SUCCESS if error is None else verdict_of(error)
         if error is not None and verdict is Verdict.NEUTRAL:
             verdict = Verdict.SUCCESS
-        before = self.breaker.state(now_s)
-        self.breaker.probed(verdict, now_s, next_probe_s)
-        self._tell(before, now_s)
+        if self.breaker.probed(verdict, now_s, next_probe_s):
+            self._tell(now_s)
 
     def report(self, ticket: Ticket, verdict: Verdict, now_s: float) -> None:
         """One call's verdict, for the breaker."""
         if verdict is Verdict.SUCCESS:
             self._pauses = 0
-        before = self.breaker.state(now_s)
-        self.breaker.report(ticket, verdict, now_s)
-        self._tell(before, now_s)
+        if self.breaker.report(ticket, verdict, now_s):
+            self._tell(now_s)
 
-    def _tell(self, before: BreakerState, now_s: float) -> None:
+    def _tell(self, now_s: float) -> None:
         state = self.breaker.state(now_s)
-        if state is before:
-            return
         if state is BreakerState.OPEN:
             why = "cannot be reached" if self.breaker.opened_by is Verdict.LOCAL_FAULT else "keeps failing"
             _log.warning("%s %s: left alone for %.1f s", self.name, why, self.breaker.open_for_s(now_s))

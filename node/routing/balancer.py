@@ -26,9 +26,9 @@ class PeakEwma:
 
     def add(self, ttft_s: float, now_s: float) -> None:
         """Take in one measured TTFT, or the time after which a call was given up."""
-        before_s = self.value_s(now_s)
         kept = math.exp(-max(0.0, now_s - self._at_s) / _MEMORY_S)
-        self._ttft_s = ttft_s if ttft_s >= before_s else self._ttft_s * kept + ttft_s * (1.0 - kept)
+        faded_s = self._ttft_s * kept
+        self._ttft_s = ttft_s if ttft_s >= faded_s else faded_s + ttft_s * (1.0 - kept)
         self._at_s = now_s
 
     def value_s(self, now_s: float) -> float:

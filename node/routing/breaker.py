@@ -161,26 +161,31 @@ class Breaker:
             self._trial = self._generation
         return Ticket(self._generation, now_s)
 
-    def report(self, ticket: Ticket, verdict: Verdict, now_s: float) -> None:
-        """How a call went. May be told twice: a good beginning, and then a bad end."""
+    def report(self, ticket: Ticket, verdict: Verdict, now_s: float) -> bool:
+        """How a call went; whether that changed the state. May be told twice: a good beginning, and then a bad end."""
         if ticket.generation != self._generation:
-            return
+            return False
+        before = self._state
         if self._state is BreakerState.CLOSED:
             self._count(verdict, ticket.entered_s, now_s)
         elif self._state is BreakerState.HALF_OPEN:
             self._trial = None
             self._try(verdict, now_s)
+        return self._state is not before
 
-    def probed(self, verdict: Verdict, now_s: float, next_probe_s: float) -> None:
+    def probed(self, verdict: Verdict, now_s: float, next_probe_s: float) -> bool:
         """Take in a health check, which asks something that costs nothing; the next one comes at `next_probe_s`.
+
+        Returns whether that changed the state.
 
         A check that passes after one that failed (or that shows a road that was closed to be open) ends the open time
         at once; while checks fail no call is tried. One that passes all along says nothing: what the calls fail at is
         something it cannot see.
         """
         fault = verdict in self._runs
-        if self.state(now_s) is BreakerState.ISOLATED or verdict is Verdict.NEUTRAL:
-            return
+        if verdict is Verdict.NEUTRAL:
+            return False
+        before = self._state
         if self._state is BreakerState.OPEN:
             if fault:
                 self._probe_failed = True
@@ -190,10 +195,11 @@ class Breaker:
         elif self._state is BreakerState.HALF_OPEN:
             if fault:
                 self._trip(verdict, now_s)
-        elif fault:
+        elif self._state is BreakerState.CLOSED and fault:
             self._count(verdict, now_s, now_s)
-        else:
+        elif self._state is BreakerState.CLOSED:
             self._runs[Verdict.LOCAL_FAULT].failures = 0
+        return self._state is not before
 
     def isolate(self, now_s: float) -> None:
         """Let nothing through until `restore`."""
