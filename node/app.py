@@ -9,11 +9,12 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
 from starlette.types import ASGIApp
 
 from node.api.app import build_app
@@ -22,17 +23,20 @@ from node.api.completions import Parts
 from node.api.operator import operator_router
 from node.catalogue import Catalogue, LocalModel, Model
 from node.catalogue_files import default_models_dir, load_catalogue, with_engine_args
-from node.cloud.config import ProviderConfig
+from node.cloud.config import AnswerClocks, ProviderConfig
 from node.cloud.gate import EgressGate
 from node.cloud.provider import CloudProvider
 from node.dispatch.conversations import Conversations
 from node.dispatch.dispatcher import Dispatcher, ServedModel
 from node.dispatch.experience import Experience
+from node.dispatch.health import Checked, HealthChecks
+from node.dispatch.hedging import Hedging
 from node.dispatch.journey import Journey
 from node.dispatch.lane import Lane
 from node.dispatch.outcome import Ending, Outcome
 from node.dispatch.providers import Providers, ProviderState
 from node.dispatch.sharing import Sharing
+from node.dispatch.standing import OPERATOR, Standing
 from node.errors import SettingsError
 from node.local.arguments import is_folder
 from node.local.engine import LocalEngine
@@ -42,7 +46,10 @@ from node.local.processes import EngineProcess
 from node.local.supervision import Rules, Supervision
 from node.local.supervisor import Supervisor, Surroundings
 from node.metrics import Metrics
+from node.routing.breaker import BreakerLimits
 from node.routing.policy import LOCAL, OverflowPolicy
+from node.routing.retry_budget import RetryBudget, RetryLimits
+from node.routing.targets import TargetsPolicy
 from node.routing.ttft import HIGH_SHARE, ProviderTtft
 from node.routing.values import EngineState, Limits
 from node.settings import ProviderSettings, Settings
@@ -80,14 +87,11 @@ class Node:
         configs = [_provider_config(name, each, environ) for name, each in settings.providers.items()]
         self.gate = EgressGate(configs)
         self.providers = Providers(
-            {
-                config.name: ProviderState(
-                    provider=CloudProvider(config, self.gate, time.time),
-                    weight=config.weight,
-                    ttft=ProviderTtft(settings.providers[config.name].assumed_ttft_s),
-                )
-                for config in configs
-            }
+            {config.name: _provider_state(config, settings.providers[config.name], self.gate) for config in configs},
+            random.random,
+        )
+        self.health = HealthChecks(
+            _checked(settings, self.providers, self.models.values()), self._probe, clock=clock, random=random.random
         )
         self._notes = notes_folder(environ)
         self.engines = {
@@ -97,7 +101,12 @@ class Node:
         }
         self.lanes = {name: self._lane(model) for name, model in self.models.items()}
         self.totals = Totals()
-        self.metrics = Metrics(self.lanes, self.watch.state, {name: self._life(name) for name in self.engines})
+        self.metrics = Metrics(
+            self.lanes,
+            self.watch.state,
+            lambda: self.providers.available(time.monotonic()),
+            {name: self._life(name) for name in self.engines},
+        )
         self.experience = {name: Experience() for name in self.models}
         self.conversations = Conversations(clock)
         self.dispatcher = Dispatcher(
@@ -107,8 +116,11 @@ class Node:
             },
             providers=self.providers,
             conversations=self.conversations,
+            retries=RetryBudget(RetryLimits()),
+            random=random.random,
             clock=clock,
             on_outcome=self._on_outcome,
+            hedging=_hedging(settings),
         )
         self.cache = MemoryCache(
             max_bytes=settings.cache.max_bytes,
@@ -144,6 +156,7 @@ class Node:
     async def start(self) -> None:
         """Begin watching the GPU and loading the engines; returns at once."""
         self.watch.start()
+        self.health.start()
         if self.engines:
             self._running = [asyncio.create_task(self._keep_alive())]
             self._running[0].add_done_callback(_must_not_fail)
@@ -154,6 +167,7 @@ class Node:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
         await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
+        await self.health.stop()
         await self.gate.aclose()
         await self.watch.stop()
 
@@ -270,13 +284,16 @@ class Node:
         )
         return Lane(
             engine=engine,
-            policy=OverflowPolicy(limits),
+            policy=TargetsPolicy(OverflowPolicy(limits)),
             cloud_options=lambda failed: self.providers.options_for(
                 model, time.monotonic(), failed, HIGH_SHARE if engine is None else engine.engine.cloud_share
             ),
             vram_free_bytes=lambda: free_bytes_for(self.watch.latest(), os.environ.get("CUDA_VISIBLE_DEVICES")),
             clock=time.monotonic,
         )
+
+    async def _probe(self, provider: str, timeout_s: float) -> tuple[str, ...]:
+        return await self.gate.probe(provider, timeout_s=timeout_s)
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self.totals.add(outcome)
@@ -344,21 +361,65 @@ def _served_models(settings: Settings, catalogue: Catalogue, rename: Mapping[str
     return served
 
 
+def _hedging(settings: Settings) -> Hedging | None:
+    routing = settings.routing
+    if routing.hedge_share == 0.0:
+        return None
+    budget = RetryBudget(RetryLimits(share=routing.hedge_share, at_least=1.0))
+    return Hedging(budget, routing.margin_ms / 1000)
+
+
+def _provider_state(config: ProviderConfig, settings: ProviderSettings, gate: EgressGate) -> ProviderState:
+    standing = Standing(config.name, random.random, BreakerLimits(), slow_s=settings.slow_s)
+    if settings.isolated:
+        standing.isolate(OPERATOR, time.monotonic())
+    return ProviderState(
+        provider=CloudProvider(config, gate, time.time),
+        weight=config.weight,
+        ttft=ProviderTtft(settings.assumed_ttft_s),
+        standing=standing,
+        zone=config.zone,
+    )
+
+
+def _checked(settings: Settings, providers: Providers, models: Iterable[Model]) -> dict[str, Checked]:
+    """The providers whose health is looked after."""
+    equivalents = [each for model in models for each in model.cloud]
+    return {
+        name: Checked(
+            standing=providers.states[name].standing,
+            interval_s=said.health_interval_s,
+            models=frozenset(each.model for each in equivalents if each.provider == name),
+        )
+        for name, said in settings.providers.items()
+        if said.health_interval_s is not None
+    }
+
+
 def _provider_config(name: str, settings: ProviderSettings, environ: Mapping[str, str]) -> ProviderConfig:
     key = ""
     if settings.api_key_env is not None:
         key = environ.get(settings.api_key_env, "")
         if not key:
             raise SettingsError(f"providers.{name}.api_key_env: {settings.api_key_env} is not set in the environment")
+    clocks = AnswerClocks(
+        first_content_s=settings.clocks.first_content_s,
+        between_chunks_s=settings.clocks.between_chunks_s,
+        total_s=settings.clocks.total_s,
+    )
     return ProviderConfig(
         name=name,
         base_url=settings.base_url,
         api_key=key,
+        zone=settings.zone,
         weight=settings.weight,
         connect_s=settings.clocks.connect_s,
-        first_content_s=settings.clocks.first_content_s,
-        between_chunks_s=settings.clocks.between_chunks_s,
-        total_s=settings.clocks.total_s,
+        clocks=clocks,
+        model_clocks={
+            model: dataclasses.replace(clocks, **{key: value for key, value in said.items() if value is not None})
+            for model, own in settings.model_clocks.items()
+            if (said := msgspec.structs.asdict(own))
+        },
         max_connections=settings.max_connections,
         ca_file=settings.ca_file,
     )

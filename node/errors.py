@@ -28,8 +28,10 @@
     │   ├── EngineBusy              429  the engine's own admission limit
     │   └── UpstreamError           502  the cloud provider failed
     │       ├── UpstreamConnect     502  DNS or connect failure: our side of the road
+    │       │   └── UpstreamPoolFull    502  as many connections are in use as the settings allow
     │       ├── UpstreamTls         502
     │       ├── UpstreamTimeout     504
+    │       │   └── UpstreamConnectTimeout  504  no connection in time: our side of the road
     │       ├── UpstreamTruncated   502  the stream ended before its end
     │       ├── UpstreamRateLimited 429
     │       ├── UpstreamQuota       503  the provider wants money
@@ -50,7 +52,7 @@ import msgspec
 
 
 class Fault(StrEnum):
-    """Whose doing an error is; a breaker counts only `UPSTREAM`."""
+    """Whose doing an error is; a breaker counts those of `UPSTREAM` and those of `NODE` apart."""
 
     CLIENT = "client"
     NODE = "node"
@@ -63,7 +65,8 @@ class SpillwayError(Exception):
 
     `status` is the HTTP status, `type` and `code` are OpenAI's strings, `param` names the offending field.
     `should_retry` is what `x-should-retry` says (None: leave it to the client). `may_try_elsewhere` tells the
-    dispatcher whether another backend could still answer, provided nothing has reached the client. `rule` is the
+    dispatcher whether another backend could still answer, provided nothing has reached the client, and `may_try_again`
+    whether the same one might, a moment later. `rule` is the
     `Reason` of a routing rule that said no, spelled as in headers and logs; None for every other error.
     """
 
@@ -73,6 +76,7 @@ class SpillwayError(Exception):
     fault: ClassVar[Fault] = Fault.NODE
     should_retry: ClassVar[bool | None] = None
     may_try_elsewhere: ClassVar[bool] = False
+    may_try_again: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -282,6 +286,7 @@ class UpstreamError(BackendError):
     """The provider answered with a failure we cannot name better."""
 
     code = "upstream_error"
+    may_try_again: ClassVar[bool] = True
 
 
 class UpstreamConnect(UpstreamError):
@@ -291,11 +296,18 @@ class UpstreamConnect(UpstreamError):
     fault = Fault.NODE
 
 
+class UpstreamPoolFull(UpstreamConnect):
+    """Every connection the settings allow to the provider was in use; says nothing of the provider."""
+
+    may_try_again = False
+
+
 class UpstreamTls(UpstreamError):
     """The provider's certificate does not verify."""
 
     code = "upstream_tls"
     fault = Fault.NODE
+    may_try_again = False
 
 
 class UpstreamTimeout(UpstreamError):
@@ -303,6 +315,13 @@ class UpstreamTimeout(UpstreamError):
 
     status = 504
     code = "upstream_timeout"
+    may_try_again = False
+
+
+class UpstreamConnectTimeout(UpstreamTimeout):
+    """No connection to the provider within the connect clock."""
+
+    fault = Fault.NODE
 
 
 class UpstreamTruncated(UpstreamError):
@@ -317,6 +336,7 @@ class UpstreamRateLimited(UpstreamError):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+    may_try_again = False
 
 
 class UpstreamQuota(UpstreamError):
@@ -324,19 +344,23 @@ class UpstreamQuota(UpstreamError):
 
     status = 503
     code = "upstream_quota"
+    may_try_again = False
 
 
 class UpstreamAuth(UpstreamError):
     """The provider refuses the operator's key."""
 
     code = "upstream_auth"
+    may_try_again = False
 
 
 class UpstreamRejected(UpstreamError):
-    """The provider refuses a request we hold to be valid; sending it again cannot help."""
+    """The provider refuses a request we hold to be valid; sending it again, here or elsewhere, cannot help."""
 
     code = "upstream_rejected"
     should_retry = False
+    may_try_elsewhere = False
+    may_try_again = False
 
 
 class SettingsError(SpillwayError):

@@ -20,12 +20,13 @@ _TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 
 
 
 class Metrics:
-    """The node's own metrics in a registry of their own."""
+    """The node's own metrics in a registry of their own. `available` tells which providers calls are sent to."""
 
     def __init__(
         self,
         lanes: Mapping[str, Lane],
         gpus: Callable[[], GpuWatchState],
+        available: Callable[[], Mapping[str, bool]],
         lives: Mapping[str, Callable[[], Supervision]] = MappingProxyType({}),
     ) -> None:
         self.registry = CollectorRegistry()
@@ -46,7 +47,7 @@ class Metrics:
             "spillway_queue_seconds", "Time in the node's own queue.", ("model",), buckets=_TTFT_BUCKETS_S,
             registry=self.registry,
         )  # fmt: skip
-        self.registry.register(_Live(lanes, gpus))
+        self.registry.register(_Live(lanes, gpus, available))
         self.registry.register(_Lives(lives))
 
     def add(self, outcome: Outcome) -> None:
@@ -70,9 +71,15 @@ class Metrics:
 class _Live(Collector):
     """Gauges read when somebody scrapes. What is not known is left out, never 0."""
 
-    def __init__(self, lanes: Mapping[str, Lane], gpus: Callable[[], GpuWatchState]) -> None:
+    def __init__(
+        self,
+        lanes: Mapping[str, Lane],
+        gpus: Callable[[], GpuWatchState],
+        available: Callable[[], Mapping[str, bool]],
+    ) -> None:
         self._lanes = lanes
         self._gpus = gpus
+        self._available = available
 
     def collect(self) -> Iterable[Metric]:
         depth = GaugeMetricFamily("spillway_queue_depth", "Requests in the node's own queue.", labels=["model"])
@@ -88,6 +95,12 @@ class _Live(Collector):
                 if load.kv_cache_usage is not None:
                     usage.add_metric([name], load.kv_cache_usage)
         yield from (depth, running, usage, ready)
+        providers = GaugeMetricFamily(
+            "spillway_provider_available", "1 while calls are sent to the provider.", labels=["provider"]
+        )
+        for name, is_available in self._available().items():
+            providers.add_metric([name], float(is_available))
+        yield providers
         used = GaugeMetricFamily("spillway_vram_used_bytes", "VRAM in use.", labels=["gpu"])
         free = GaugeMetricFamily("spillway_vram_free_bytes", "VRAM free.", labels=["gpu"])
         for gpu in self._gpus().gpus or ():

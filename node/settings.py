@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, inspect
 
 from node.errors import SettingsError
-from node.routing.values import Residency
+from node.routing.values import Residency, Zone
 from node.yaml_files import read_mapping
 
 PositiveInt = Annotated[int, Meta(ge=1)]
@@ -50,8 +50,22 @@ class Clocks(Section, frozen=True, kw_only=True):
     total_s: PositiveFloat = 600.0
 
 
+class AnswerClocks(Section, frozen=True, kw_only=True):
+    """The clocks of one model's answers, in seconds, instead of its provider's (null: the provider's)."""
+
+    first_content_s: PositiveFloat | None = None
+    between_chunks_s: PositiveFloat | None = None
+    total_s: PositiveFloat | None = None
+
+
 class ProviderSettings(Section, frozen=True, kw_only=True):
     """One OpenAI-compatible provider. Its key comes from the environment variable `api_key_env`.
+
+    `weight`: its share of the calls, beside how fast it answers. `zone: premises` says that it stands on the premises
+    (another server's Ollama or vLLM, another node): then pinned work may go there, and its address must not be public.
+    `isolated`: nothing is sent there. `model_clocks` replaces `clocks` for models by the provider's own id. A first
+    token later than `slow_s` counts against it like a failure. `health_interval_s`: how often it is asked for its list
+    of models while it is down (null: never).
 
     `assumed_ttft_s` stands in for the high percentile of its TTFT until enough answers have been measured. For
     `holysheep` and `openai`, `base_url` and `api_key_env` are known and may be left out; with another `base_url`,
@@ -61,7 +75,12 @@ class ProviderSettings(Section, frozen=True, kw_only=True):
     base_url: Annotated[str, Meta(pattern="^https?://")]
     api_key_env: str | None = None
     weight: PositiveFloat = 1.0
+    zone: Zone = Zone.CLOUD
+    isolated: bool = False
     clocks: Clocks = Clocks()
+    model_clocks: dict[str, AnswerClocks] = {}
+    slow_s: PositiveFloat = 10.0
+    health_interval_s: PositiveFloat | None = 5.0
     assumed_ttft_s: PositiveFloat = 1.0
     ca_file: str | None = None
     max_connections: PositiveInt = 256
@@ -78,6 +97,8 @@ class RoutingSettings(Section, frozen=True, kw_only=True):
     own queue.
     `tpot_budget_ms`: time per output token; only so many sequences decode together as keep it (null: no promise).
     `margin_ms`: taken off the last safe moment for the node's own work.
+    `hedge_share`: of the requests that start in the engine, how many may have a copy sent to the cloud because their
+    first token is late at the last safe moment. The first to answer wins, and both are paid (0: none).
     """
 
     ttft_budget_ms: PositiveFloat = 2000.0
@@ -90,6 +111,7 @@ class RoutingSettings(Section, frozen=True, kw_only=True):
     feed_ms: PositiveFloat = 150.0
     tpot_budget_ms: PositiveFloat | None = None
     margin_ms: PositiveFloat = 100.0
+    hedge_share: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
 
 
 class CacheSettings(Section, frozen=True, kw_only=True):

@@ -25,6 +25,7 @@ _SECTIONS: tuple[tuple[str, type[settings.Section]], ...] = (
     ("privacy", settings.PrivacySettings),
     ("providers.NAME", settings.ProviderSettings),
     ("providers.NAME.clocks", settings.Clocks),
+    ("providers.NAME.model_clocks.MODEL", settings.AnswerClocks),
     ("cache", settings.CacheSettings),
     ("api", settings.ApiSettings),
     ("watch", settings.WatchSettings),

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from node.routing.breaker import drawing
 from node.routing.values import Reason
 
 _REPO = Path(__file__).resolve().parents[1]
@@ -19,3 +20,7 @@ def test_every_reason_is_explained() -> None:
     page = (_REPO / "docs" / "route.md").read_text()
     missing = [reason for reason in Reason if f"`{reason}`" not in page and reason is not Reason.NO_SLOT]
     assert not missing
+
+
+def test_breaker_is_drawn_as_its_table_says() -> None:
+    assert f"```mermaid\n{drawing()}\n```" in (_REPO / "docs" / "cloud.md").read_text()

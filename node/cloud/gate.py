@@ -1,6 +1,7 @@
 """The egress gate: the one object that owns every cloud socket.
 
-    send()   needs an `EgressPermit` that names this request, this provider and this model
+    send()   needs an `EgressPermit` that names this request, this provider and this model; a pinned request's is
+             good for a provider on the premises only
     probe()  lists a provider's models; carries no prompt, needs no permit
 
 Hosts, keys and headers are fixed when the gate is built; a caller chooses among configured providers, never an
@@ -30,10 +31,17 @@ from httpx_aiohttp import AiohttpTransport
 from node import __version__
 from node.backend import Kind
 from node.cloud.answer import Answer, Trip
-from node.cloud.config import ProviderConfig
+from node.cloud.config import ProviderConfig, is_public_address
 from node.cloud.errors import FOREIGN, from_exception
-from node.errors import SettingsError, UpstreamConnect, UpstreamError, UpstreamTimeout
+from node.errors import (
+    SettingsError,
+    UpstreamConnectTimeout,
+    UpstreamError,
+    UpstreamPoolFull,
+    UpstreamTimeout,
+)
 from node.routing.permit import EgressForbidden, EgressPermit
+from node.routing.values import Residency, Zone
 from node.sse import encode
 
 MAX_LISTING_BYTES: Final = 4 * 1024 * 1024
@@ -64,9 +72,12 @@ class EgressRecord:
 _trip: ContextVar[Trip] = ContextVar("spillway_egress_trip")
 
 
-def _open_socket(address: tuple[Any, ...]) -> socket.socket:
+def _open_socket(zone: Zone, address: tuple[Any, ...]) -> socket.socket:
     _trip.get().opened = True
-    family, kind, protocol, *_ = address
+    family, kind, protocol, _, to = address
+    if zone is Zone.PREMISES and is_public_address(to[0]):
+        # Whatever DNS says today: what is pinned does not go there.
+        raise OSError(f"{to[0]} is a public address, which is not on the premises")
     opened = socket.socket(family=family, type=kind, proto=protocol)
     opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return opened
@@ -124,7 +135,7 @@ class _Line:
                 connector=aiohttp.TCPConnector(
                     limit=self.config.max_connections,
                     ssl=self._tls,
-                    socket_factory=_open_socket,
+                    socket_factory=partial(_open_socket, self.config.zone),
                     **({"force_close": True} if force_close else {"keepalive_timeout": _KEEPALIVE_S}),
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -180,9 +191,9 @@ class EgressGate:
         """Send one request and return its answer as soon as the status line is here, whatever the status.
 
         `fields` is the body without `model`, which comes from the permit. Raises `EgressForbidden` unless `permit`
-        names exactly this request, provider and model, before anything is sent; `UpstreamError` subclasses for a
-        connection that fails. One that fails because a kept-alive connection had died is tried once more on a
-        new one: nothing was answered, and nothing was lost.
+        names exactly this request, provider and model, and lets it go where that provider is, before anything is sent;
+        `UpstreamError` subclasses for a connection that fails. One that fails because a kept-alive connection had died
+        is tried once more on a new one: nothing was answered, and nothing was lost.
         """
         if not isinstance(permit, EgressPermit):
             raise EgressForbidden("nothing leaves without an EgressPermit")
@@ -191,6 +202,8 @@ class EgressGate:
         line = self._lines.get(provider)
         if line is None:
             raise EgressForbidden(f"{provider} is not a configured provider")
+        if permit.residency is not Residency.ANY and line.config.zone is not Zone.PREMISES:
+            raise EgressForbidden(f"{permit.request_id} is pinned to the premises, and {provider} is not on them")
         body = encode({**fields, "model": permit.model})
         request = _Prepared("POST", line.urls[kind], line.post_headers[stream], line.extensions, body)
         return await self._transmit(line, request, Trip(request_id, model, permit.rule, len(body)))
@@ -283,6 +296,6 @@ def _connection_failure(error: BaseException, line: _Line, trip: Trip) -> Upstre
     name, connect_s = line.config.name, line.config.connect_s
     if isinstance(error.__cause__, aiohttp.ConnectionTimeoutError):
         if not trip.opened and line.in_flight > line.config.max_connections:
-            return UpstreamConnect(f"all connections to {name} were busy for {connect_s:g} s")
-        return UpstreamTimeout(f"could not connect to {name} within {connect_s:g} s")
+            return UpstreamPoolFull(f"all connections to {name} were busy for {connect_s:g} s")
+        return UpstreamConnectTimeout(f"could not connect to {name} within {connect_s:g} s")
     return from_exception(error, name, answering=False)

@@ -54,13 +54,23 @@ class CloudProvider:
         self._clock = clock
         self._caps = caps or Caps()
 
+    def first_content_s(self, model: str) -> float:
+        """How long a request may wait for its first content from `model`, over all attempts."""
+        return self.config.clocks_for(model).first_content_s
+
     def bind(
-        self, equivalent: CloudEquivalent, permit: EgressPermit, *, prompt_tokens_estimate: int | None = None
+        self,
+        equivalent: CloudEquivalent,
+        permit: EgressPermit,
+        *,
+        prompt_tokens_estimate: int | None = None,
+        spent_s: float = 0.0,
     ) -> CloudBackend:
         """A backend for the one call that `permit` names.
 
         `prompt_tokens_estimate` is charged where the provider reports no usage; without it the prompt is taken
-        at four bytes per token. Raises `EgressForbidden` if the permit is for another provider or model, or the
+        at four bytes per token. `spent_s` is what earlier attempts took of the request's clocks for first content and
+        for the whole. Raises `EgressForbidden` if the permit is for another provider or model, or the
         price is unknown.
         """
         if (equivalent.provider, equivalent.model) != (permit.provider, permit.model):
@@ -75,6 +85,7 @@ class CloudProvider:
             permit,
             equivalent.price,
             prompt_tokens_estimate,
+            spent_s,
         )
 
 
@@ -90,6 +101,7 @@ class CloudBackend:
         permit: EgressPermit,
         price: Price,
         prompt_tokens_estimate: int | None,
+        spent_s: float,
     ) -> None:
         self._config = config
         self._gate = gate
@@ -98,6 +110,8 @@ class CloudBackend:
         self._permit = permit
         self._price = price
         self._prompt_tokens_estimate = prompt_tokens_estimate
+        self._clocks = config.clocks_for(permit.model)
+        self._spent_s = spent_s
         self._tally: Tally | None = None
         self._settled: Usage | None = None
 
@@ -126,9 +140,9 @@ class CloudBackend:
         Raises `UpstreamError` subclasses for everything the provider or the road to it does wrong, and
         `EgressForbidden`, before anything is sent, if the permit is for another request.
         """
-        now = asyncio.get_running_loop().time()
-        ends_at = now + self._config.total_s
-        content_by = min(ends_at, now + self._config.first_content_s) if call.stream else ends_at
+        began_s = asyncio.get_running_loop().time() - self._spent_s
+        ends_at = began_s + self._clocks.total_s
+        content_by = min(ends_at, began_s + self._clocks.first_content_s) if call.stream else ends_at
         answer = await self._send(call, content_by)
         try:
             tally = self._tally
@@ -251,7 +265,7 @@ class CloudBackend:
             if frames:
                 yield Chunk(b"".join(frames), tally.pieces > pieces, tally.pieces, None, reader.finish_reason)
                 if tally.pieces:
-                    silent_at = min(ends_at, loop.time() + self._config.between_chunks_s)
+                    silent_at = min(ends_at, loop.time() + self._clocks.between_chunks_s)
             if error is not None:
                 raise error
             if reader.done or not received:

@@ -65,7 +65,7 @@ class Tally:
 
     def usage(self) -> Usage:
         """The usage as it stands: never below our own count, `suspect` where the report did not fit the answer."""
-        guess = max(self.pieces, -(-self.content_bytes // _BYTES_PER_TOKEN))
+        guess = max(self.pieces, min(self.max_completion_tokens, -(-self.content_bytes // _BYTES_PER_TOKEN)))
         if self._reported is None:
             return Usage(self.prompt_estimate(), guess, estimated=True, suspect=self.suspect)
         prompt, completion = self._reported

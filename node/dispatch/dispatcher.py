@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 
-from node.backend import Backend, Call, Chunk
-from node.catalogue import CloudEquivalent, Model
+from node.backend import Call, Chunk
+from node.catalogue import Model
+from node.dispatch.attempts import MAX_ATTEMPTS, Attempt, Attempts, Tries
 from node.dispatch.conversations import Conversations
+from node.dispatch.hedging import Hedger, Hedging
 from node.dispatch.journey import Journey, check_output_length, ending_of, refusal
 from node.dispatch.lane import Lane
 from node.dispatch.outcome import Ending, Outcome
 from node.dispatch.providers import Providers
-from node.errors import EngineDied, ModelNotFound, SpillwayError, UpstreamTimeout, UpstreamTruncated
-from node.money import FREE, Price, Usage
-from node.routing.permit import grant
+from node.errors import EngineDied, ModelNotFound, SpillwayError, UpstreamTruncated
 from node.routing.policy import LOCAL
+from node.routing.retry_budget import RetryBudget
 from node.routing.values import Decision, EngineState, Features, Reason, Target
-
-# One attempt and one more: what fails twice is reported.
-_MAX_ATTEMPTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ class Answer:
     The first chunk is there already and carries content (or is the whole, possibly empty, answer).
     """
 
-    def __init__(self, dispatcher: Dispatcher, journey: Journey, attempt: _Attempt, head: Chunk) -> None:
+    def __init__(self, dispatcher: Dispatcher, journey: Journey, attempt: Attempt, head: Chunk) -> None:
         self.journey = journey
         self._dispatcher = dispatcher
         self._attempt = attempt
@@ -80,28 +78,12 @@ class Answer:
             self._dispatcher.finished(self.journey, self._attempt, self._last, self._error)
 
 
-@dataclass(slots=True)
-class _Attempt:
-    """One backend at work on a request. `provider` is None for the local engine."""
-
-    backend: Backend
-    provider: str | None
-    price: Price
-    stream: AsyncGenerator[Chunk, None]
-    opened_s: float
-
-    def usage(self, features: Features, last: Chunk | None) -> Usage:
-        """What it used: as reported at its end, else as the backend counted, else as delivered."""
-        if last is not None and last.usage is not None:
-            return last.usage
-        counted = self.backend.usage_so_far()
-        if counted is not None:
-            return counted
-        return Usage(features.prompt_tokens_estimate, last.output_tokens if last else 0, estimated=True)
-
-
 class Dispatcher:
-    """Places requests and runs them. `on_outcome` is called exactly once for each one given to `answer()`."""
+    """Places requests and runs them. `on_outcome` is called exactly once for each one given to `answer()`.
+
+    `random` gives numbers from 0 up to 1; `retries` is the one budget for all providers. Without `hedging` no request
+    is ever in two places.
+    """
 
     def __init__(
         self,
@@ -109,10 +91,15 @@ class Dispatcher:
         served: Mapping[str, ServedModel],
         providers: Providers,
         conversations: Conversations,
+        retries: RetryBudget,
+        random: Callable[[], float],
         clock: Callable[[], float],
         on_outcome: Callable[[Outcome], None],
+        hedging: Hedging | None = None,
     ) -> None:
         self.served = served
+        self._attempts = Attempts(providers=providers, retries=retries, random=random, clock=clock)
+        self._hedger = Hedger(hedging, self._attempts, providers, clock)
         self._providers = providers
         self._conversations = conversations
         self._clock = clock
@@ -140,36 +127,30 @@ class Dispatcher:
         """
         served = self.model(call.model)
         journey = Journey(call, features, served.model)
-        failed: frozenset[str] = frozenset()
-        last_error: SpillwayError | None = None
+        tries = Tries()
         ended: SpillwayError | None = None
         ending: Ending | None = Ending.FAILED
         try:
-            check_output_length(call, features, served.model)
+            check_output_length(call, features, served.model, self._providers.reachable(served.model, features))
             while True:
-                decision = await self._place(journey, served, failed)
+                decision = await self._place(journey, served, tries.failed)
                 if decision.target is Target.REFUSE:
-                    if isinstance(last_error, EngineDied) and LOCAL in failed:
-                        failed -= {LOCAL}  # nobody else can serve it: it waits for the next engine, if one is to come
+                    if isinstance(tries.last_error, EngineDied) and LOCAL in tries.failed:
+                        # Nobody else can serve it: it waits for the next engine, if one is to come.
+                        tries.failed -= {LOCAL}
                         continue
-                    if last_error is not None:
-                        raise last_error
-                    if decision.retry_after_s is None:
-                        decision = replace(decision, retry_after_s=served.retry_after_s())
-                    journey.decision = decision
-                    raise refusal(decision, journey, local_can=_local_can(served, features), busy=_local_busy(served))
-                if failed:
-                    decision = replace(decision, reason=_failover_reason(failed))
-                journey.decision, journey.decided_s = decision, self._clock()
-                journey.attempts += 1
+                    if tries.last_error is not None:
+                        raise tries.last_error
+                    raise self._refusal(decision, journey, served)
+                attempt = await self._attempts.next(journey, served.lane, decision, tries)
+                if attempt is None:
+                    continue  # the provider has gone away since it was decided for
                 try:
-                    attempt = self._open(journey, served, decision)
-                    head = await self._first_content(journey, served, attempt)
+                    attempt, head = await self._hedger.begin(journey, served.lane, attempt, tries)
                 except SpillwayError as error:
-                    if not error.may_try_elsewhere or journey.attempts == _MAX_ATTEMPTS:
+                    if not error.may_try_elsewhere or journey.attempts == MAX_ATTEMPTS:
                         raise
-                    failed |= {journey.backend or LOCAL}
-                    last_error = error
+                    self._attempts.failed(journey, attempt, tries, error)
                 else:
                     ending = None  # not over: the Answer reports it
                     return Answer(self, journey, attempt, head)
@@ -194,65 +175,17 @@ class Dispatcher:
         finally:
             journey.queue_s += self._clock() - asked_s
 
-    def _open(self, journey: Journey, served: ServedModel, decision: Decision) -> _Attempt:
-        if decision.target is Target.LOCAL:
-            assert served.lane.engine is not None
-            backend, provider, price = served.lane.engine.backend(), None, FREE
-        else:
-            permit = grant(journey.features, decision)
-            equivalent = _equivalent(served.model, permit.provider, permit.model)
-            assert equivalent.price is not None
-            backend = self._providers.states[permit.provider].provider.bind(
-                equivalent, permit, prompt_tokens_estimate=journey.features.prompt_tokens_estimate
-            )
-            provider, price = permit.provider, equivalent.price
-        journey.backend, journey.served_model = backend.name, backend.served_model
-        return _Attempt(backend, provider, price, backend.open(journey.call), self._clock())
+    def _refusal(self, decision: Decision, journey: Journey, served: ServedModel) -> SpillwayError:
+        if decision.reason is Reason.NO_PROVIDER and decision.retry_after_s is None:
+            decision = replace(decision, retry_after_s=self._providers.away_for_s(served.model, self._clock()))
+        if decision.retry_after_s is None:
+            decision = replace(decision, retry_after_s=served.retry_after_s())
+        journey.decision = decision
+        return refusal(decision, journey, local_can=_local_can(served, journey.features), busy=_local_busy(served))
 
-    async def _first_content(self, journey: Journey, served: ServedModel, attempt: _Attempt) -> Chunk:
-        """Read up to the first content and return all so far as one chunk. On any failure the attempt is let go."""
-        data: list[bytes] = []
-        error: SpillwayError | None = None
-        began = False
-        try:
-            async for chunk in attempt.stream:
-                data.append(chunk.data)
-                if chunk.has_content or chunk.usage is not None:
-                    began = True
-                    self._began(journey, attempt, chunk)
-                    return chunk if len(data) == 1 else _with_data(chunk, b"".join(data))
-            raise UpstreamTruncated("the answer ended before it began")
-        except SpillwayError as failure:
-            error = failure
-            raise
-        finally:
-            if not began:
-                await attempt.stream.aclose()
-                self._let_go(journey, served, attempt, error)
-                # What was cut off at the provider may be on its bill; a clean refusal is not.
-                if attempt.provider is not None and (
-                    error is None or isinstance(error, UpstreamTimeout | UpstreamTruncated)
-                ):
-                    journey.spent_nano_usd += attempt.price.cost_nano_usd(attempt.usage(journey.features, None))
-
-    def _began(self, journey: Journey, attempt: _Attempt, chunk: Chunk) -> None:
-        now_s = self._clock()
-        if not journey.call.stream:
-            return  # the whole answer came at once: its time says nothing about a first token
-        if chunk.has_content:
-            journey.first_content_s = now_s
-        if attempt.provider is not None:
-            self._providers.states[attempt.provider].ttft.add(now_s - attempt.opened_s, now_s)
-
-    def _let_go(self, journey: Journey, served: ServedModel, attempt: _Attempt, error: SpillwayError | None) -> None:
-        if attempt.provider is None:
-            served.lane.release(journey.features)
-        elif error is not None:
-            self._providers.failed(attempt.provider, error, self._clock())
-
-    def finished(self, journey: Journey, attempt: _Attempt, last: Chunk, error: SpillwayError | None) -> None:
+    def finished(self, journey: Journey, attempt: Attempt, last: Chunk, error: SpillwayError | None) -> None:
         """An answer that had begun is over: give back its slot, settle its price, report it."""
-        self._let_go(journey, self.served[journey.call.model], attempt, error)
+        self._attempts.let_go(journey, self.served[journey.call.model].lane, attempt, error)
         journey.usage = attempt.usage(journey.features, last)
         journey.answer_nano_usd = attempt.price.cost_nano_usd(journey.usage)
         journey.spent_nano_usd += journey.answer_nano_usd
@@ -271,15 +204,3 @@ def _local_busy(served: ServedModel) -> bool:
     return (
         lane.in_flight > 0 and lane.engine is not None and lane.engine.load(lane.in_flight).state is EngineState.READY
     )
-
-
-def _failover_reason(failed: frozenset[str]) -> Reason:
-    return Reason.LOCAL_FAILED if LOCAL in failed else Reason.CLOUD_FAILED
-
-
-def _equivalent(model: Model, provider: str, name: str) -> CloudEquivalent:
-    return next(each for each in model.cloud if each.provider == provider and each.model == name)
-
-
-def _with_data(chunk: Chunk, data: bytes) -> Chunk:
-    return Chunk(data, chunk.has_content, chunk.output_tokens, chunk.usage, chunk.finish_reason)

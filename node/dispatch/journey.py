@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from node.backend import Call, Kind
-from node.catalogue import Model
+from node.catalogue import CloudEquivalent, Model
 from node.dispatch.outcome import Ending, Foreseen, Outcome
 from node.errors import (
     ContextLengthExceeded,
@@ -19,7 +20,7 @@ from node.errors import (
     SpillwayError,
 )
 from node.money import Usage, nano_to_usd_text
-from node.routing.values import Decision, Features, Reason, Residency
+from node.routing.values import Decision, Features, Reason
 
 
 @dataclass(slots=True)
@@ -90,14 +91,16 @@ def ending_of(error: SpillwayError) -> Ending:
     return Ending.REJECTED if error.fault is Fault.CLIENT else Ending.FAILED
 
 
-def check_output_length(call: Call, features: Features, model: Model) -> None:
-    """Raise `OutputTooLong` for a `max_tokens` beyond what anything that may serve the request could write."""
+def check_output_length(call: Call, features: Features, model: Model, cloud: Iterable[CloudEquivalent]) -> None:
+    """Raise `OutputTooLong` for a `max_tokens` beyond what anything that may serve the request could write.
+
+    `cloud` are the equivalents it may go to.
+    """
     asked = call.body.get("max_tokens")
     if asked is None:
         return
     limits = [model.local.context_tokens] if model.local is not None else []
-    if features.residency is Residency.ANY:
-        limits += [each.max_output_tokens or each.context_tokens for each in model.cloud]
+    limits += [each.max_output_tokens or each.context_tokens for each in cloud]
     if limits and asked > max(limits):
         raise OutputTooLong(
             f"max_tokens={asked} is more than anything that may serve `{features.model}` can write: at most "

@@ -1,7 +1,8 @@
-"""The right to leave the premises, once, for one request.
+"""The right to leave this machine, once, for one request.
 
 The egress gate sends nothing without an `EgressPermit`, and `grant()` is the only place that makes one. It
-looks at the request's residency again, so a mistake anywhere upstream of it still cannot let a pinned request out.
+looks at the request's residency again, so a mistake anywhere upstream of it still cannot let a pinned request out: its
+permit is good for one provider on the premises, and the gate knows for itself which those are.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import InitVar, dataclass
 
 from node.money import Usage
-from node.routing.values import CloudOption, Decision, Features, Residency, Target
+from node.routing.values import CloudOption, Decision, Features, Residency, Target, Zone
 
 _GRANTED = object()
 
@@ -20,9 +21,13 @@ class EgressForbidden(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EgressPermit:
-    """Who may leave (`request_id`), to whom (`provider`, `model`), by what rule, at what worst-case price."""
+    """Who may leave (`request_id`), to whom (`provider`, `model`), by what rule, at what worst-case price.
+
+    `residency` is the request's: a pinned one is sent to a provider on the premises and to no other.
+    """
 
     request_id: str
+    residency: Residency
     provider: str
     model: str
     rule: str
@@ -47,19 +52,21 @@ def worst_case_nano_usd(features: Features, option: CloudOption) -> int | None:
 
 
 def grant(features: Features, decision: Decision) -> EgressPermit:
-    """A permit for the request that `decision` sends to the cloud.
+    """A permit for the request that `decision` sends to a provider.
 
-    Raises `EgressForbidden` if the request is pinned, the decision is not a cloud one, or the price is unknown.
+    Raises `EgressForbidden` if the request is pinned and the provider not on the premises, the decision is not a cloud
+    one, or the price is unknown.
     """
-    if features.residency is not Residency.ANY:
-        raise EgressForbidden(f"request {features.request_id} is pinned to the premises")
     if decision.target is not Target.CLOUD or decision.cloud is None:
         raise EgressForbidden(f"request {features.request_id} was not decided for the cloud")
+    if features.residency is not Residency.ANY and decision.cloud.zone is not Zone.PREMISES:
+        raise EgressForbidden(f"request {features.request_id} is pinned to the premises")
     reserved = worst_case_nano_usd(features, decision.cloud)
     if reserved is None:
         raise EgressForbidden(f"the price of {decision.cloud.model} at {decision.cloud.provider} is unknown")
     return EgressPermit(
         request_id=features.request_id,
+        residency=features.residency,
         provider=decision.cloud.provider,
         model=decision.cloud.model,
         rule=decision.reason.value,

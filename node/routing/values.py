@@ -16,6 +16,13 @@ class Residency(StrEnum):
     ANY = "any"
 
 
+class Zone(StrEnum):
+    """Where a provider's machines stand."""
+
+    PREMISES = "premises"
+    CLOUD = "cloud"
+
+
 class Capability(StrEnum):
     """What a request can ask for that not every model or server can do. The catalogue declares these."""
 
@@ -79,6 +86,7 @@ class Reason(StrEnum):
     CLOUD_ONLY_FEATURE = "cloud_only_feature"
     CLOUD_ONLY_MODEL = "cloud_only_model"
     LOCAL_FAILED = "local_failed"
+    HEDGED = "hedged"
     # answered from memory
     CACHE_HIT = "cache_hit"
     # waiting
@@ -220,7 +228,7 @@ class QueueLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloudOption:
-    """One declared cloud equivalent of the model, as it stands now.
+    """One declared cloud equivalent of the model, as it stands now; one in zone `premises` may have pinned work.
 
     `ttft_high_s` is a high percentile of its measured time to first token, `ttft_likely_s` the median; before the first
     measurements the settings' assumption stands in for both. `available` is false while the provider is paused,
@@ -237,6 +245,7 @@ class CloudOption:
     ttft_likely_s: float
     available: bool = True
     weight: float = 1.0
+    zone: Zone = Zone.CLOUD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

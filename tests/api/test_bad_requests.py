@@ -403,7 +403,19 @@ async def test_a_cost_budget_below_the_only_price_is_400_and_stays(node: Running
 
 
 async def test_statistics_say_how_each_provider_stands(node: RunningNode) -> None:
-    assert (await node.stats())["providers"] == {"holysheep": {"available": True, "paused_s": 0.0, "isolated_by": None}}
+    providers = (await node.stats())["providers"]
+    assert providers == {
+        "holysheep": {
+            "available": True,
+            "paused_s": 0.0,
+            "isolated_by": None,
+            "breaker": "closed",
+            "opened_by": None,
+            "in_flight": 0,
+            "zone": "cloud",
+            "weight": 1.0,
+        }
+    }
 
 
 async def test_row_18_without_max_tokens_the_provider_is_given_a_cap(node: RunningNode) -> None:

@@ -25,7 +25,7 @@ from node.cloud.gate import EgressGate, EgressRecord
 from node.cloud.provider import CloudBackend, CloudProvider
 from node.money import Price
 from node.routing.permit import EgressPermit, grant
-from node.routing.values import CloudOption, Decision, Reason, Target
+from node.routing.values import CloudOption, Decision, Reason, Residency, Target, Zone
 from tests.routing.stories import REQUEST
 
 API_KEY = "sk-node-0123456789abcdef"
@@ -159,7 +159,13 @@ def completion(content: str | None = "Hello there", **usage_or_extra: Any) -> di
     } | usage_or_extra
 
 
-def make_permit(request_id: str = "r1", provider: str = "holy", model: str = "cloud-model") -> EgressPermit:
+def make_permit(
+    request_id: str = "r1",
+    provider: str = "holy",
+    model: str = "cloud-model",
+    residency: Residency = Residency.ANY,
+    zone: Zone = Zone.CLOUD,
+) -> EgressPermit:
     """A permit as routing grants it."""
     option = CloudOption(
         provider=provider,
@@ -170,9 +176,15 @@ def make_permit(request_id: str = "r1", provider: str = "holy", model: str = "cl
         price=PRICE,
         ttft_high_s=1.0,
         ttft_likely_s=0.5,
+        zone=zone,
     )
     features = replace(
-        REQUEST, request_id=request_id, prompt_tokens_estimate=7, prompt_tokens_bound=40, max_output_tokens=16
+        REQUEST,
+        request_id=request_id,
+        residency=residency,
+        prompt_tokens_estimate=7,
+        prompt_tokens_bound=40,
+        max_output_tokens=16,
     )
     return grant(features, Decision(target=Target.CLOUD, reason=Reason.PREDICTED_LATE, cloud=option))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from node.cloud.config import Caps, ProviderConfig
+from node.cloud.config import AnswerClocks, Caps, ProviderConfig
 from node.cloud.gate import EgressGate, EgressRecord
 from node.cloud.provider import CloudProvider
 from tests.cloud.cloud_upstream import API_KEY, Cloud, CloudMaker, Upstream
@@ -25,10 +25,16 @@ async def upstream() -> AsyncIterator[Upstream]:
 
 @pytest.fixture
 async def make_cloud(upstream: Upstream) -> AsyncIterator[CloudMaker]:
-    """Build the node's side; keyword arguments change the provider's configuration, `caps` and `now_s` apart."""
+    """Build the node's side; keyword arguments change the provider's configuration, `caps` and `now_s` apart.
+
+    Those of `AnswerClocks` may be given as they are.
+    """
     made: list[Cloud] = []
 
     def make(*, caps: Caps | None = None, now_s: float = 0.0, **changes: Any) -> Cloud:
+        clocks = {name: changes.pop(name) for name in AnswerClocks.__dataclass_fields__ if name in changes}
+        if clocks:
+            changes["clocks"] = AnswerClocks(**clocks)
         config = ProviderConfig(
             **{"name": "holy", "base_url": f"http://127.0.0.1:{upstream.port}/v1", "api_key": API_KEY} | changes
         )

@@ -19,7 +19,9 @@ from node.errors import (
     SpillwayError,
     UpstreamAuth,
     UpstreamConnect,
+    UpstreamConnectTimeout,
     UpstreamError,
+    UpstreamPoolFull,
     UpstreamQuota,
     UpstreamRateLimited,
     UpstreamRejected,
@@ -344,6 +346,15 @@ async def test_stream_without_content_is_cut_at_its_first_clock(
     assert used == Usage(PROMPT_TOKENS, 0, estimated=True)
 
 
+async def test_what_earlier_attempts_spent_is_taken_off_the_clocks(upstream: Upstream, cloud: Cloud) -> None:
+    upstream.reply = hang
+    for call, spent_s in ((STREAMING, 29.9), (make_call(), 599.9)):
+        stream = cloud.backend(spent_s=spent_s).open(call)
+        async with asyncio.timeout(10):
+            with pytest.raises(UpstreamTimeout):
+                await anext(stream)
+
+
 async def test_plain_call_is_bound_by_the_total_clock_only(upstream: Upstream, make_cloud: CloudMaker) -> None:
     upstream.reply = hang
     error, _, _ = await failure(make_cloud(first_content_s=0.01, total_s=0.1), make_call())
@@ -409,7 +420,7 @@ async def test_handshake_that_never_ends_is_cut_at_the_connect_clock(make_cloud:
         silent.listen()
         cloud = make_cloud(base_url=f"https://127.0.0.1:{silent.getsockname()[1]}/v1", connect_s=0.1)
         error, _, used = await failure(cloud)
-    assert type(error) is UpstreamTimeout
+    assert type(error) is UpstreamConnectTimeout
     assert "connect" in error.message
     assert used == Usage(0, 0)
 
@@ -421,7 +432,7 @@ async def test_pool_with_no_free_connection_is_our_side_of_the_road(upstream: Up
     waiting = asyncio.ensure_future(anext(first))
     await upstream.arrived.wait()
     error, _, _ = await failure(cloud)
-    assert type(error) is UpstreamConnect
+    assert type(error) is UpstreamPoolFull
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,10 +11,11 @@ import pytest
 
 from node.backend import Kind
 from node.catalogue import CloudEquivalent
-from node.cloud.config import ProviderConfig, Zone
+from node.cloud.config import AnswerClocks, ProviderConfig, is_public_address
 from node.cloud.gate import EgressGate, EgressRecord
-from node.errors import SettingsError, UpstreamAuth, UpstreamError, UpstreamTimeout
+from node.errors import SettingsError, UpstreamAuth, UpstreamConnect, UpstreamError, UpstreamTimeout
 from node.routing.permit import EgressForbidden, EgressPermit
+from node.routing.values import Residency, Zone
 from tests.cloud.cloud_upstream import (
     API_KEY,
     EQUIVALENT,
@@ -69,6 +71,79 @@ async def test_unknown_provider_is_out_of_reach(cloud: Cloud) -> None:
             fields={},
             stream=False,
         )
+
+
+PINNED = make_permit(residency=Residency.PREMISES, zone=Zone.PREMISES)
+
+
+async def send(cloud: Cloud, permit: EgressPermit) -> int:
+    """Send with `permit` straight through the gate; the status."""
+    answer = await cloud.gate.send(
+        permit,
+        request_id="r1",
+        provider="holy",
+        model="cloud-model",
+        kind=Kind.CHAT,
+        fields={"messages": []},
+        stream=False,
+    )
+    await answer.aclose()
+    return answer.status
+
+
+async def test_pinned_request_is_sent_to_a_provider_on_the_premises(upstream: Upstream, make_cloud: CloudMaker) -> None:
+    upstream.sends(http(completion()))
+    assert await send(make_cloud(zone=Zone.PREMISES), PINNED) == 200
+
+
+async def test_pinned_request_is_not_sent_to_the_cloud_whatever_its_permit_was_granted_for(
+    upstream: Upstream, cloud: Cloud
+) -> None:
+    """Routing took the provider for one on the premises; the gate knows better."""
+    with pytest.raises(EgressForbidden, match="pinned"):
+        await send(cloud, PINNED)
+    assert upstream.connections == 0
+    assert cloud.records == []
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2001:4860:4860::8888", "::ffff:8.8.8.8"])
+async def test_name_on_the_premises_that_leads_to_a_public_address_is_not_connected_to(
+    make_cloud: CloudMaker, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+    def resolve(*_: object, **__: object) -> list[tuple[Any, ...]]:
+        to = (address, 443, 0, 0) if ":" in address else (address, 443)
+        return [(family, socket.SOCK_STREAM, 6, "", to)]
+
+    opened: list[int] = []
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: opened.append(1))
+    cloud = make_cloud(zone=Zone.PREMISES, base_url="https://gpu-2.lan/v1")
+    with pytest.raises(UpstreamConnect):
+        await send(cloud, PINNED)
+    assert opened == []
+    assert [(record.bytes_in, record.status) for record in cloud.records] == [(0, None)]
+
+
+@pytest.mark.parametrize(
+    ("host", "is_public"),
+    [
+        ("8.8.8.8", True),
+        ("2001:4860:4860::8888", True),
+        ("::ffff:8.8.8.8", True),
+        ("::ffff:10.0.0.1", False),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("192.168.0.9", False),
+        ("100.64.0.1", False),
+        ("fd00::1", False),
+        ("fe80::1%eth0", False),
+        ("gpu-2.lan", False),
+    ],
+)
+def test_public_addresses_are_told_from_those_of_the_premises(host: str, is_public: bool) -> None:
+    assert is_public_address(host) is is_public
 
 
 def _changed(**changes: Any) -> CloudEquivalent:
@@ -226,7 +301,9 @@ async def test_probe_fails_like_a_call(upstream: Upstream, cloud: Cloud) -> None
         ({"base_url": "http://x.example/v1"}, "base_url"),
         ({"api_key": "a\nb"}, "api_key"),
         ({"connect_s": 0}, "connect_s"),
-        ({"total_s": float("nan")}, "total_s"),
+        ({"clocks": AnswerClocks(total_s=float("nan"))}, r"clocks\.total_s"),
+        ({"model_clocks": {"m": AnswerClocks(first_content_s=0)}}, r"model_clocks\.m\.first_content_s"),
+        ({"zone": Zone.PREMISES, "base_url": "http://8.8.8.8/v1"}, "zone"),
         ({"max_connections": -1}, "max_connections"),
     ],
 )

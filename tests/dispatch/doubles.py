@@ -1,24 +1,31 @@
 """An engine, a cloud and a house around them, all scripted: what they answer, and what they noticed."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from random import Random
+from types import MappingProxyType
 
 from node.backend import Backend, Call, Chunk, Kind
 from node.catalogue import CloudEquivalent, LocalModel, Model
 from node.dispatch.conversations import Conversations
 from node.dispatch.dispatcher import Answer, Dispatcher, ServedModel
+from node.dispatch.hedging import Hedging
 from node.dispatch.lane import Lane
 from node.dispatch.outcome import Outcome
 from node.dispatch.providers import Providers, ProviderState
+from node.dispatch.standing import Standing
 from node.errors import SpillwayError
 from node.money import Price, Usage
+from node.routing.breaker import BreakerLimits
 from node.routing.permit import EgressPermit
 from node.routing.policy import OverflowPolicy, Policy
 from node.routing.profile import StepModel
+from node.routing.retry_budget import RetryBudget, RetryLimits
+from node.routing.targets import TargetsPolicy
 from node.routing.ttft import ProviderTtft
-from node.routing.values import EngineLoad, EngineState, Features, Limits, Residency
+from node.routing.values import EngineLoad, EngineState, Features, Limits, Residency, Zone
 from tests.dispatch.virtual_time import now_s
 from tests.routing.stories import REQUEST
 
@@ -108,11 +115,19 @@ class ScriptedProvider:
 
     serves: ScriptedBackend
     permits: list[EgressPermit] = field(default_factory=list)
+    spent_s: list[float] = field(default_factory=list)
 
-    def bind(self, equivalent: CloudEquivalent, permit: EgressPermit, *, prompt_tokens_estimate: int) -> Backend:
+    def bind(
+        self, equivalent: CloudEquivalent, permit: EgressPermit, *, prompt_tokens_estimate: int, spent_s: float
+    ) -> Backend:
         """The one scripted backend."""
         self.permits.append(permit)
+        self.spent_s.append(spent_s)
         return self.serves
+
+    def first_content_s(self, model: str) -> float:
+        """Half a minute."""
+        return 30.0
 
 
 class House:
@@ -127,12 +142,19 @@ class House:
         clouds: Sequence[ScriptedBackend] = (),
         limits: Limits | None = None,
         policy: Policy | None = None,
+        zones: Mapping[str, Zone] = MappingProxyType({}),
+        hedging: Hedging | None = None,
     ) -> None:
         self.outcomes: list[Outcome] = []
         self.engine = engine
         self.clouds = {cloud.name: ScriptedProvider(cloud) for cloud in clouds}
+        self.random = Random(1).random
         self.providers = Providers(
-            {name: ProviderState(cloud, 1.0, ProviderTtft(0.5)) for name, cloud in self.clouds.items()}
+            {
+                name: ProviderState(cloud, 1.0, ProviderTtft(0.5), self._standing(name), zones.get(name, Zone.CLOUD))
+                for name, cloud in self.clouds.items()
+            },
+            lambda: 0.0,  # of equals, the first
         )
         self.model = Model(
             name="demo",
@@ -143,7 +165,7 @@ class House:
         )
         self.lane = Lane(
             engine=engine,
-            policy=policy or OverflowPolicy(limits or Limits(feed_ahead=0, margin_s=0.0)),
+            policy=policy or TargetsPolicy(OverflowPolicy(limits or Limits(feed_ahead=0, margin_s=0.0))),
             cloud_options=lambda failed: self.providers.options_for(self.model, now_s(), failed),
             vram_free_bytes=lambda: None,
             clock=now_s,
@@ -153,13 +175,19 @@ class House:
             served={"demo": ServedModel(self.model, self.lane)},
             providers=self.providers,
             conversations=self.conversations,
+            retries=RetryBudget(RetryLimits()),
+            random=self.random,
             clock=now_s,
             on_outcome=self.outcomes.append,
+            hedging=hedging,
         )
 
     async def answer(self, request: Features = REQUEST, *, stream: bool = True) -> Answer:
         """The answer to `request`, once it has begun."""
         return await self.dispatcher.answer(call_for(request, stream=stream), request)
+
+    def _standing(self, name: str) -> Standing:
+        return Standing(name, self.random, BreakerLimits(), slow_s=10.0)
 
     @property
     def outcome(self) -> Outcome:

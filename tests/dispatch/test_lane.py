@@ -133,7 +133,7 @@ async def test_engine_that_becomes_ready_is_noticed_without_anybody_releasing() 
 @in_virtual_time
 async def test_provider_that_comes_back_takes_those_who_wait_for_it() -> None:
     home = house()
-    home.providers.states["cloud"].paused_until_s = 1001.7
+    home.providers.states["cloud"].standing.paused_until_s = 1001.7
     await home.lane.place(named("a"))
     decision = await home.lane.place(named("b"))
     assert decision.target is Target.CLOUD

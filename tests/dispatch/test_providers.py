@@ -17,7 +17,7 @@ def refusing(error: SpillwayError) -> ScriptedBackend:
 async def test_provider_that_asks_for_a_pause_gets_it() -> None:
     home = House(None, [refusing(UpstreamRateLimited("x", retry_after_s=7)), ScriptedBackend("other")])
     await read(await home.answer())
-    state = home.providers.states["cloud"]
+    state = home.providers.states["cloud"].standing
     assert not state.is_available(now_s() + 6.9)
     assert state.is_available(now_s() + 7)
 
@@ -27,7 +27,7 @@ async def test_provider_that_asks_for_a_day_gets_a_minute() -> None:
     home = House(None, [refusing(UpstreamRateLimited("x", retry_after_s=86_400))])
     with pytest.raises(UpstreamRateLimited):
         await home.answer()
-    assert home.providers.states["cloud"].is_available(now_s() + 60)
+    assert home.providers.states["cloud"].standing.is_available(now_s() + 60)
 
 
 @in_virtual_time
@@ -36,7 +36,7 @@ async def test_provider_that_refuses_our_key_is_left_alone() -> None:
     await read(await home.answer())
     await read(await home.answer(named("again")))
     assert home.clouds["cloud"].serves.opened == 1
-    assert home.providers.states["cloud"].isolated_by == "upstream_auth"
+    assert home.providers.states["cloud"].standing.isolated_by == "upstream_auth"
 
 
 @pytest.mark.parametrize("error", [UpstreamAuth("cloud refuses our key"), UpstreamQuota("cloud wants money")])
@@ -47,14 +47,15 @@ async def test_isolation_is_one_warning_and_stands_in_the_statistics(
     home = House(None, [refusing(error), ScriptedBackend("other")])
     with caplog.at_level(logging.WARNING, "spillway.providers"):
         await read(await home.answer())
-    home.providers.failed("cloud", error, now_s())
+    home.providers.states["cloud"].standing.failed(error, now_s())
     (record,) = caplog.records
     assert (record.levelname, "cloud" in record.getMessage(), str(error.code) in record.getMessage()) == (
         "WARNING", True, True,
     )  # fmt: skip
-    assert home.providers.document(now_s()) == {
-        "cloud": {"available": False, "paused_s": 0.0, "isolated_by": error.code},
-        "other": {"available": True, "paused_s": 0.0, "isolated_by": None},
+    document = home.providers.document(now_s())
+    assert {name: (each["available"], each["isolated_by"], each["breaker"]) for name, each in document.items()} == {
+        "cloud": (False, error.code, "isolated"),
+        "other": (True, None, "closed"),
     }
 
 
@@ -62,5 +63,6 @@ async def test_isolation_is_one_warning_and_stands_in_the_statistics(
 async def test_pause_stands_in_the_statistics() -> None:
     home = House(None, [refusing(UpstreamRateLimited("x", retry_after_s=7)), ScriptedBackend("other")])
     await read(await home.answer())
-    assert home.providers.document(now_s() + 2)["cloud"] == {"available": False, "paused_s": 5.0, "isolated_by": None}
+    paused = home.providers.document(now_s() + 2)["cloud"]
+    assert (paused["available"], paused["paused_s"], paused["isolated_by"]) == (False, 5.0, None)
     assert home.providers.document(now_s() + 8)["cloud"]["available"]

@@ -17,7 +17,7 @@ from node.errors import (
 )
 from node.routing.values import Capability, EngineState, Features, Reason
 from tests.dispatch.doubles import House, ScriptedBackend, ScriptedEngine, call_for, named, read
-from tests.dispatch.virtual_time import in_virtual_time
+from tests.dispatch.virtual_time import in_virtual_time, now_s
 from tests.routing.stories import REQUEST
 
 TOOLS = frozenset({Capability.TOOLS})
@@ -109,7 +109,7 @@ async def test_cost_budget_beside_an_engine_without_capacity_may_be_retried() ->
 @in_virtual_time
 async def test_unavailable_provider_is_not_blamed_on_the_engine_of_a_cloud_only_model() -> None:
     home = House(None, [ScriptedBackend("cloud")])
-    home.providers.states["cloud"].isolated_by = "upstream_auth"
+    home.providers.isolate("cloud", now_s())
     error = await refused(home)
     assert error.message == "The request was refused: only the cloud can serve it, and no cloud provider is available."
     assert error.status == 503

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from node.money import Price
 from node.routing.permit import EgressForbidden, EgressPermit, grant, worst_case_nano_usd
-from node.routing.policy import OverflowPolicy
+from node.routing.policy import OverflowPolicy, Policy
 from node.routing.profile import StepModel
+from node.routing.targets import TargetsPolicy
 from node.routing.values import (
     Capability,
     CloudOption,
@@ -25,6 +26,7 @@ from node.routing.values import (
     Residency,
     Snapshot,
     Target,
+    Zone,
 )
 from tests.routing.stories import CLOUD, PINNED, REQUEST
 
@@ -96,6 +98,7 @@ options = st.builds(
     ttft_high_s=seconds,
     ttft_likely_s=seconds,
     available=st.booleans(),
+    zone=st.sampled_from(Zone),
 )
 snapshots = st.builds(
     Snapshot,
@@ -118,6 +121,7 @@ policies = st.builds(
         tpot_budget_s=st.none() | st.floats(0.001, 1),
     ),
 )
+either = policies | st.builds(TargetsPolicy, policies)
 moments = st.floats(1000, 1200)
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -133,17 +137,30 @@ def test_pinned_request_is_never_sent_to_the_cloud(
 
 
 @untimed
+@given(policies, requests, snapshots, moments)
+def test_pinned_request_is_sent_to_providers_on_the_premises_only(
+    policy: OverflowPolicy, request: Features, snapshot: Snapshot, now_s: float
+) -> None:
+    decision = TargetsPolicy(policy).decide(replace(request, residency=Residency.PREMISES), snapshot, now_s)
+    assert decision.cloud is None or decision.cloud.zone is Zone.PREMISES
+    if not any(option.zone is Zone.PREMISES for option in snapshot.cloud):
+        assert decision == policy.decide(replace(request, residency=Residency.PREMISES), snapshot, now_s)
+
+
+@untimed
 @given(requests, options)
-def test_pinned_request_gets_no_permit_whatever_was_decided(request: Features, option: CloudOption) -> None:
-    decision = Decision(target=Target.CLOUD, reason=Reason.PREDICTED_LATE, cloud=option)
+def test_pinned_request_gets_no_permit_for_the_cloud_whatever_was_decided(
+    request: Features, option: CloudOption
+) -> None:
+    decision = Decision(target=Target.CLOUD, reason=Reason.PREDICTED_LATE, cloud=replace(option, zone=Zone.CLOUD))
     with pytest.raises(EgressForbidden, match="pinned"):
         grant(replace(request, residency=Residency.PREMISES), decision)
 
 
 @untimed
-@given(policies, requests, snapshots, moments)
+@given(either, requests, snapshots, moments)
 def test_what_leaves_is_wanted_affordable_and_gets_its_permit(
-    policy: OverflowPolicy, request: Features, snapshot: Snapshot, now_s: float
+    policy: Policy, request: Features, snapshot: Snapshot, now_s: float
 ) -> None:
     decision = policy.decide(request, snapshot, now_s)
     if decision.target is not Target.CLOUD:
@@ -161,9 +178,9 @@ def test_what_leaves_is_wanted_affordable_and_gets_its_permit(
 
 
 @untimed
-@given(policies, requests, snapshots, moments)
+@given(either, requests, snapshots, moments)
 def test_nothing_starts_on_an_engine_that_is_not_ready_or_cannot_do_it(
-    policy: OverflowPolicy, request: Features, snapshot: Snapshot, now_s: float
+    policy: Policy, request: Features, snapshot: Snapshot, now_s: float
 ) -> None:
     if policy.decide(request, snapshot, now_s).target is Target.LOCAL:
         assert snapshot.engine is not None
@@ -172,8 +189,8 @@ def test_nothing_starts_on_an_engine_that_is_not_ready_or_cannot_do_it(
 
 
 @untimed
-@given(policies, requests, snapshots, moments)
-def test_no_wait_is_without_an_end(policy: OverflowPolicy, request: Features, snapshot: Snapshot, now_s: float) -> None:
+@given(either, requests, snapshots, moments)
+def test_no_wait_is_without_an_end(policy: Policy, request: Features, snapshot: Snapshot, now_s: float) -> None:
     decision = policy.decide(request, snapshot, now_s)
     if decision.target is Target.WAIT:
         assert now_s < (request.give_up_s if decision.leave_at_s is None else decision.leave_at_s)
@@ -197,7 +214,15 @@ def test_no_permit_at_an_unknown_price() -> None:
 
 def test_permit_cannot_be_made_by_hand() -> None:
     with pytest.raises(EgressForbidden):
-        EgressPermit(request_id="r", provider="p", model="m", rule="pinned", reserved_nano_usd=0, seal=object())
+        EgressPermit(
+            request_id="r",
+            residency=Residency.ANY,
+            provider="p",
+            model="m",
+            rule="pinned",
+            reserved_nano_usd=0,
+            seal=object(),
+        )
 
 
 def test_worst_case_is_prompt_bound_and_every_choice_to_its_end() -> None:
