@@ -214,6 +214,8 @@ class Admission:
             ask_at_s = features.give_up_s
             if features.may_leave and now_s < deadline_s:
                 ask_at_s = min(ask_at_s, now_s + max(_SHORTEST_STAY_S, _STAY_SHARE * (deadline_s - now_s)))
+                if decision.look_at_s is not None and decision.look_at_s > now_s:
+                    ask_at_s = min(ask_at_s, decision.look_at_s)
         if not features.may_leave:
             work_s = None if engine is None else prompt_work_s(features, engine)
             hopeless_s = deadline_s - (work_s or 0.0)

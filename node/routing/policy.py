@@ -76,7 +76,6 @@ class _Outlook:
 
 _FEED_AHEAD = 8  # sequences the engine can run for each that it may hold beyond them
 _LEAST_FEED = 0.25  # of a feed: a cut below that is no feed at all
-_RESCUE = 0.6  # of the doubt: how sure one that stays has to be to go on staying
 _HOPE = 1.5  # a prediction this many times what is left of the budget is not worth waiting for
 _WORTH_MORE = 1.1  # how much more another request must be worth to send a waiting one away in its place
 
@@ -151,7 +150,7 @@ class OverflowPolicy(Policy):
         hopeless = outlook.obstacle is Reason.QUEUE_DEPTH or engine.state is EngineState.DOWN
         if hopeless or now_s >= features.give_up_s:
             return _refuse(rule, retry_after_s=outlook.ttft_s)
-        leave_at_s = None if cloud.away is None else self._last_moment_s(features, cloud.away)
+        leave_at_s = None if cloud.away is None else self._last_moment_s(features, cloud.away.ttft_high_s)
         if leave_at_s is not None and now_s >= leave_at_s:
             leave_at_s = None
         return Decision(target=Target.WAIT, reason=rule, leave_at_s=leave_at_s, predicted_ttft_s=outlook.ttft_s)
@@ -240,7 +239,7 @@ class OverflowPolicy(Policy):
         """Rule 5 for a request with a cloud option that cannot start locally in time right now."""
         obstacle, ttft_s, queue = outlook.obstacle, outlook.ttft_s, snapshot.queue
         stays_here = features.prefer_local or features.stay_with == LOCAL
-        leave_at_s = self._last_moment_s(features, option)
+        leave_at_s = self._last_moment_s(features, option.ttft_high_s)
         safe = now_s < leave_at_s
         if obstacle is None and (stays_here or (not safe and _is_sooner(engine, ttft_s, option))):
             reason = (
@@ -277,6 +276,7 @@ class OverflowPolicy(Policy):
             reason=obstacle or Reason.NO_SLOT,
             cloud=option,
             leave_at_s=leave_at_s if safe else None,
+            look_at_s=None if safe else self._last_moment_s(features, option.ttft_likely_s),
             worth=worth if safe else None,
             displaces=displaces,
             predicted_ttft_s=ttft_s,
@@ -290,11 +290,8 @@ class OverflowPolicy(Policy):
         It was to come in time and does not. As long as the cloud is more likely than not to be in time, it leaves;
         later, it would be late there too, and goes where it is likely to be less so.
         """
-        assert ttft_s is not None
-        left_s = features.arrived_s + features.ttft_budget_s - now_s
-        if doubted_s(ttft_s, _RESCUE * engine.queue_doubt) <= left_s:
-            return False
-        return option.ttft_likely_s + self.limits.margin_s < left_s or not _is_sooner(engine, ttft_s, option)
+        in_time_there = now_s <= self._last_moment_s(features, option.ttft_likely_s)
+        return in_time_there or not _is_sooner(engine, ttft_s, option)
 
     def _to_displace(
         self,
@@ -315,12 +312,12 @@ class OverflowPolicy(Policy):
         spared_s = other.prompt_tokens * (step.per_prefill_token_s + step.base_s / room)
         return other.request_id if doubted_s(max(0.0, ttft_s - spared_s), engine.queue_doubt) <= left_s else None
 
-    def _last_moment_s(self, features: Features, option: CloudOption) -> float:
-        """The latest time at which leaving for `option` still meets the first-token deadline."""
+    def _last_moment_s(self, features: Features, cloud_ttft_s: float) -> float:
+        """The latest time at which leaving for a first token in `cloud_ttft_s` still meets the deadline."""
         budget_s = features.ttft_budget_s
         if features.latency_budget_s is not None:
             budget_s = min(budget_s, features.latency_budget_s)
-        return features.arrived_s + budget_s - option.ttft_high_s - self.limits.margin_s
+        return features.arrived_s + budget_s - cloud_ttft_s - self.limits.margin_s
 
 
 def _is_sooner(engine: EngineLoad, ttft_s: float | None, option: CloudOption) -> bool:

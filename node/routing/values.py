@@ -296,11 +296,11 @@ class Decision:
     """Where a request goes and why.
 
     `cloud` is set for `Target.CLOUD`. For `Target.WAIT`, `leave_at_s` is the last safe moment at which it must be
-    decided again (None: it stays; ask again at its deadline and at `give_up_s`), and `worth` what its leaving would
-    cost, in nano-dollars per second its prompt takes here (None: it may not leave any more, or the engine is too cold
-    to tell). `displaces` is a waiting request that leaves in this one's place. `predicted_ttft_s` is the local
-    prediction, None when the engine is too cold to know; `expected`, for one that waited, what was predicted when it
-    was told to wait, or to stay for good. `was_kept` says that it had been told that, whatever it does now.
+    decided again (None: it stays; ask again now and then, at `look_at_s` for one, and at `give_up_s`), and `worth` what
+    its leaving would cost, in nano-dollars per second its prompt takes here (None: it may not leave any more, or the
+    engine is too cold to tell). `displaces` is a waiting request that leaves in this one's place. `predicted_ttft_s` is
+    the local prediction, None when the engine is too cold to know; `expected`, for one that waited, what was predicted
+    when it was told to wait, or to stay for good. `was_kept` says that it had been told that, whatever it does now.
     `retry_after_s` goes with `Target.REFUSE`.
     """
 
@@ -308,6 +308,7 @@ class Decision:
     reason: Reason
     cloud: CloudOption | None = None
     leave_at_s: float | None = None
+    look_at_s: float | None = None
     worth: float | None = None
     displaces: str | None = None
     predicted_ttft_s: float | None = None
