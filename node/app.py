@@ -18,9 +18,10 @@ from starlette.types import ASGIApp
 from node.api.app import build_app
 from node.api.auth import Keyring
 from node.api.completions import Parts
+from node.api.door import Door
 from node.api.operator import operator_router
 from node.backend import Backend
-from node.catalogue import Catalogue, Model
+from node.catalogue import Model
 from node.catalogue_files import default_models_dir, load_catalogue, with_engine_args
 from node.cloud.config import ProviderConfig
 from node.cloud.gate import EgressGate
@@ -37,12 +38,14 @@ from node.errors import SettingsError, SpillwayError
 from node.local.backend import LocalBackend
 from node.local.engine import LocalEngine
 from node.metrics import Metrics
-from node.routing.policy import LOCAL, OverflowPolicy
+from node.routing.policy import LOCAL, OverflowPolicy, Policy
 from node.routing.ttft import ProviderTtft
-from node.routing.values import EngineLoad, EngineState, Limits
+from node.routing.values import Decision, EngineLoad, EngineState, Features, Limits, Snapshot
 from node.settings import ProviderSettings, Settings
 from node.store.cache import MemoryCache
 from node.store.totals import Totals
+from node.watch.host import HostReader
+from node.watch.host_watch import HostWatch
 from node.watch.nvml import NvmlReader
 from node.watch.values import free_bytes_for
 from node.watch.watch import GpuWatch
@@ -82,11 +85,12 @@ class Node:
         rename: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.settings = settings
+        self.environ = environ
+        self.rename = rename
         clock = time.monotonic
-        folders = [default_models_dir(), *(Path(folder) for folder in settings.catalogue)]
-        self.models = _served_models(settings, load_catalogue(folders), rename)
+        self.models = served_models(settings, rename)
         self.watch = GpuWatch(NvmlReader(), clock, interval_s=settings.watch.interval_s)
-        configs = [_provider_config(name, each, environ) for name, each in settings.providers.items()]
+        configs = provider_configs(settings, environ)
         self.gate = EgressGate(configs)
         self.providers = Providers(
             {
@@ -110,7 +114,8 @@ class Node:
             for model in self.models.values()
             if model.local is not None and not settings.cloud_only
         }
-        self.lanes = {name: self._lane(model) for name, model in self.models.items()}
+        self.policies = {name: ChangeablePolicy(policy_for(settings, model)) for name, model in self.models.items()}
+        self.lanes = {name: self._lane(name) for name in self.models}
         self.totals = Totals()
         self.metrics = Metrics(self.lanes, self.watch.state)
         self.experience = {name: Experience() for name in self.models}
@@ -129,13 +134,18 @@ class Node:
             clock=clock,
         )
         self.keyring = Keyring(settings.keys)
+        self.host = HostReader(settings.host.max_rss_bytes)
+        self.host_watch = HostWatch(self.host, lambda: self.door.inside)
+        self.door = Door(strain=self.host_watch.strain, max_bytes=lambda: self.settings.api.max_bytes_in_flight)
+        self.metrics.add_door(self.door)
         self._starting: list[asyncio.Task[None]] = []
 
     def asgi(self) -> ASGIApp:
         """The HTTP application."""
         parts = Parts(
-            settings=self.settings,
+            settings=lambda: self.settings,
             keyring=self.keyring,
+            door=self.door,
             dispatcher=self.dispatcher,
             sharing=Sharing(self.cache),
             experience=self.experience,
@@ -156,6 +166,7 @@ class Node:
     async def start(self) -> None:
         """Begin watching the GPU and loading the engines; returns at once."""
         self.watch.start()
+        self.host_watch.start()
         self._starting = [asyncio.create_task(self._load(engine)) for engine in self.engines.values()]
 
     async def stop(self) -> None:
@@ -165,10 +176,11 @@ class Node:
         await asyncio.gather(*self._starting, return_exceptions=True)
         await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
         await self.gate.aclose()
+        await self.host_watch.stop()
         await self.watch.stop()
 
     def readiness(self) -> dict[str, Any]:
-        """Whether every served model has somewhere to go, and each engine's state.
+        """Whether every served model has somewhere to go, and each engine's state. Not while the node shuts down.
 
         An engine that is still starting is waited for; one that is down counts as long as the cloud stands in.
         """
@@ -182,7 +194,7 @@ class Node:
             )
             routes[name] = {"engine": engine.state.value if engine else None, "cloud": cloud}
         ready = all(_has_a_route(route["engine"], route["cloud"]) for route in routes.values())
-        return {"ready": ready, "models": routes}
+        return {"ready": ready and not self.door.closed, "draining": self.door.closed, "models": routes}
 
     def model_list(self) -> dict[str, Any]:
         """The OpenAI model list, with the context each model really has here."""
@@ -203,6 +215,12 @@ class Node:
             "cache": {"entries": len(self.cache), "bytes": self.cache.used_bytes},
             "queues": {name: lane.depth for name, lane in self.lanes.items()},
             "providers": self.providers.document(time.monotonic()),
+            "door": {
+                "inside": self.door.inside,
+                "held_bytes": self.door.held_bytes,
+                "turned_away": dict(sorted(self.door.turned_away.items())),
+                "strain": dataclasses.asdict(self.host_watch.strain()),
+            },
             "engines": {name: _engine_document(lane) for name, lane in self.lanes.items() if lane.engine is not None},
             "gpus": None if gpus.gpus is None else [dataclasses.asdict(gpu) for gpu in gpus.gpus],
             "no_gpu_because": gpus.reason,
@@ -220,23 +238,12 @@ class Node:
         engine = self.engines.get(name)
         return engine.vocabulary_size if engine is not None else None
 
-    def _lane(self, model: Model) -> Lane:
-        engine = self.engines.get(model.name)
-        slots = int(model.local.engine_args.get("max_num_seqs", 64)) if model.local else 64
-        routing = self.settings.routing
-        limits = Limits(
-            max_queue_depth=routing.max_queue_depth,
-            max_kv_cache_usage=routing.max_kv_cache_usage,
-            min_free_vram_bytes=routing.min_free_vram_bytes,
-            feed_ahead=max(1, slots // 8) if routing.feed_ahead is None else routing.feed_ahead,
-            margin_s=routing.margin_ms / 1000,
-            feed_s=routing.feed_ms / 1000,
-            tpot_budget_s=None if routing.tpot_budget_ms is None else routing.tpot_budget_ms / 1000,
-        )
+    def _lane(self, name: str) -> Lane:
+        engine = self.engines.get(name)
         return Lane(
             engine=EngineSlot(engine) if engine is not None else None,
-            policy=OverflowPolicy(limits),
-            cloud_options=lambda failed: self.providers.options_for(model, time.monotonic(), failed),
+            policy=self.policies[name],
+            cloud_options=lambda failed: self.providers.options_for(self.models[name], time.monotonic(), failed),
             vram_free_bytes=lambda: free_bytes_for(self.watch.latest(), os.environ.get("CUDA_VISIBLE_DEVICES")),
             clock=time.monotonic,
         )
@@ -280,7 +287,39 @@ def _engine_document(lane: Lane) -> dict[str, Any]:
     return document
 
 
-def _served_models(settings: Settings, catalogue: Catalogue, rename: Mapping[str, str]) -> dict[str, Model]:
+class ChangeablePolicy:
+    """A policy whose limits can be exchanged under the lane that uses it."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def decide(self, features: Features, snapshot: Snapshot, now_s: float) -> Decision:
+        """What the policy of the moment says."""
+        return self.policy.decide(features, snapshot, now_s)
+
+
+def policy_for(settings: Settings, model: Model) -> OverflowPolicy:
+    """The policy for one model, with the settings' limits."""
+    slots = int(model.local.engine_args.get("max_num_seqs", 64)) if model.local else 64
+    routing = settings.routing
+    limits = Limits(
+        max_queue_depth=routing.max_queue_depth,
+        max_kv_cache_usage=routing.max_kv_cache_usage,
+        min_free_vram_bytes=routing.min_free_vram_bytes,
+        feed_ahead=max(1, slots // 8) if routing.feed_ahead is None else routing.feed_ahead,
+        margin_s=routing.margin_ms / 1000,
+        feed_s=routing.feed_ms / 1000,
+        tpot_budget_s=None if routing.tpot_budget_ms is None else routing.tpot_budget_ms / 1000,
+    )
+    return OverflowPolicy(limits)
+
+
+def served_models(settings: Settings, rename: Mapping[str, str]) -> dict[str, Model]:
+    """The models to serve as the catalogue on disk has them now, reduced to what the settings allow.
+
+    `rename` puts another provider in a catalogue provider's place. Raises `SettingsError`.
+    """
+    catalogue = load_catalogue([default_models_dir(), *(Path(folder) for folder in settings.catalogue)])
     served: dict[str, Model] = {}
     for name in settings.models:
         model = catalogue.get(name)
@@ -301,6 +340,11 @@ def _served_models(settings: Settings, catalogue: Catalogue, rename: Mapping[str
             )
         served[name] = dataclasses.replace(model, local=local, cloud=cloud, out_of_reach=tuple(elsewhere))
     return served
+
+
+def provider_configs(settings: Settings, environ: Mapping[str, str]) -> list[ProviderConfig]:
+    """What the settings say about each provider, with its key from `environ`. Raises `SettingsError`."""
+    return [_provider_config(name, each, environ) for name, each in settings.providers.items()]
 
 
 def _provider_config(name: str, settings: ProviderSettings, environ: Mapping[str, str]) -> ProviderConfig:

@@ -36,7 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
         # Importing the server takes a second; a mistake in the settings is told before that.
         from node.serve import serve
 
-        serve(settings, configured=path is not None)
+        serve(
+            settings,
+            load=lambda: _overridden(load_settings(path), options),
+            where=None if path is None else str(path),
+        )
     except SpillwayError as error:
         print(f"spillway: {error.message}", file=sys.stderr)
         return 1
@@ -98,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser(
         "serve",
         help="load the models and serve them",
-        description="Load the models and serve them behind one OpenAI-style endpoint, until SIGINT or SIGTERM.",
+        description="Load the models and serve them behind one OpenAI-style endpoint, until SIGINT or SIGTERM. "
+        "SIGHUP reads settings, keys and catalogue again.",
     )
     serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=_port, help="port to listen on, 0 for any (default: 8000)")

@@ -28,6 +28,7 @@ _SECTIONS: tuple[tuple[str, type[settings.Section]], ...] = (
     ("cache", settings.CacheSettings),
     ("api", settings.ApiSettings),
     ("watch", settings.WatchSettings),
+    ("host", settings.HostSettings),
     ("keys[]", settings.KeySettings),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from node.backend import Backend, Call, Chunk
@@ -193,7 +193,9 @@ class Dispatcher:
             backend, provider, price = served.lane.engine.backend(), None, FREE
         else:
             permit = grant(journey.features, decision)
-            equivalent = _equivalent(served.model, permit.provider, permit.model)
+            # One that was declared while the request waited is not in the model it came with.
+            now = self.model(journey.call.model).model
+            equivalent = _equivalent((*served.model.cloud, *now.cloud), permit.provider, permit.model)
             assert equivalent.price is not None
             backend = self._providers.states[permit.provider].provider.bind(
                 equivalent, permit, prompt_tokens_estimate=journey.features.prompt_tokens_estimate
@@ -262,8 +264,8 @@ def _failover_reason(failed: frozenset[str]) -> Reason:
     return Reason.LOCAL_FAILED if LOCAL in failed else Reason.CLOUD_FAILED
 
 
-def _equivalent(model: Model, provider: str, name: str) -> CloudEquivalent:
-    return next(each for each in model.cloud if each.provider == provider and each.model == name)
+def _equivalent(declared: Iterable[CloudEquivalent], provider: str, name: str) -> CloudEquivalent:
+    return next(each for each in declared if each.provider == provider and each.model == name)
 
 
 def _with_data(chunk: Chunk, data: bytes) -> Chunk:
