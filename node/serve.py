@@ -18,6 +18,7 @@ import uvloop
 
 from node import logs
 from node.api.http_protocol import GuardedHttpProtocol
+from node.api.lobby import Lobby
 from node.api.server import DrainingServer
 from node.app import Node
 from node.embedded import EMULATED, EMULATOR_KEY_ENV, emulator
@@ -101,10 +102,12 @@ async def _run(node: Node, listener: socket.socket, load: Load, where: str | Non
     settings = node.settings
     upstream = sum(each.max_connections for each in settings.providers.values())
     limit = raise_descriptor_limit(settings.api.max_connections + upstream + _OTHER_DESCRIPTORS)
+    reserve = _OTHER_DESCRIPTORS if limit is None else max(_LEAST_OTHER_DESCRIPTORS, limit // 16)
 
     class Protocol(GuardedHttpProtocol):
         max_connections = settings.api.max_connections
-        max_descriptor = None if limit is None else limit - max(_LEAST_OTHER_DESCRIPTORS, limit // 16)
+        max_descriptor = None if limit is None else limit - reserve
+        lobby = Lobby(min(Lobby.MOST_PLACES, reserve // 4))
         reader_stall_s = settings.api.reader_stall_s
 
     def on_reloaded(now: Settings) -> None:

@@ -107,8 +107,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         if self._has_place:
             return
         self.connections.discard(self)
-        if above > self.lobby.places:
-            self._may_linger = False
+        if above > 2 * self.lobby.places:  # a newcomer and the one it pushes out hold one each for a moment
             self.turn_away()
         else:
             self.lobby.enter(self)
@@ -122,6 +121,8 @@ class GuardedHttpProtocol(HttpToolsProtocol):
     def turn_away(self) -> None:
         """Refuse a connection for which there is no place."""
         if self._refusal is None and not self.transport.is_closing():
+            if self._phase is _Phase.NOTHING:
+                self._may_linger = False  # nothing of it is unread, and its descriptor is wanted
             self._refuse(self._too_many())
 
     def connection_lost(self, exc: Exception | None) -> None:

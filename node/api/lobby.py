@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 # Answered however many connections there are: an orchestrator that is refused here would restart a node that is busy.
 PROBES = frozenset({b"/livez", b"/readyz"})
@@ -21,7 +21,9 @@ class Lobby:
     A probe sends its request with the connection; to be pushed out, `places` others have to come in between.
     """
 
-    def __init__(self, places: int = 32) -> None:
+    MOST_PLACES: ClassVar[int] = 32
+
+    def __init__(self, places: int = MOST_PLACES) -> None:
         self.places = places
         self._waiting: dict[Visitor, None] = {}
 

@@ -1,0 +1,79 @@
+"""Whatever becomes of the log, whoever logs goes on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from node.logs import BoundedHandler
+
+
+def record(text: str = "%s", *values: object) -> logging.LogRecord:
+    return logging.LogRecord("x", logging.INFO, "", 0, text, values, None)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reading, writing = os.pipe()
+    yield reading, writing
+    os.close(reading)
+    os.close(writing)
+
+
+def test_lines_are_written_in_order(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        handler = BoundedHandler(log.fileno())
+        for number in range(1000):
+            handler.emit(record("line %d", number))
+        handler.close()
+    assert (tmp_path / "log").read_text().splitlines() == [f"line {number}" for number in range(1000)]
+    assert handler.dropped == 0
+
+
+def test_row_75_pipe_that_nobody_reads_costs_lines_and_nothing_else(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    handler = BoundedHandler(writing, most_lines=100)
+    for number in range(3000):
+        handler.emit(record("%s", f"{number} " + "x" * 1000))  # a pipe holds 64 KiB
+    assert handler.dropped > 2000
+    received = b""
+    while b"log lines were lost" not in received:
+        received += os.read(reading, 65536)
+        handler.emit(record("%s", "again"))
+    handler.close()
+
+
+def test_row_75_full_disk_costs_lines_and_nothing_else() -> None:
+    with Path("/dev/full").open("wb") as log:
+        handler = BoundedHandler(log.fileno())
+        for number in range(100):
+            handler.emit(record("%d", number))
+        handler.close()
+    assert handler.dropped == 100
+
+
+def test_end_waits_for_a_blocked_log_no_longer_than_a_moment(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.logs._FLUSH_WITHIN_S", 0.01)
+    handler = BoundedHandler(pipe[1], most_lines=10)
+    for _ in range(200):
+        handler.emit(record("%s", "x" * 1000))
+    began_s = time.monotonic()
+    handler.close()
+    assert time.monotonic() - began_s < 5
+
+
+def test_line_whose_arguments_do_not_fit_is_reported_and_not_raised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        handler = BoundedHandler(log.fileno())
+        handler.emit(record("%d", "not a number"))
+        handler.close()
+    assert "not a number" in capsys.readouterr().err
