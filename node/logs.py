@@ -6,11 +6,17 @@ import logging
 import os
 import queue
 import threading
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
+
+import msgspec
 
 _MOST_LINES: Final = 10_000
 _FLUSH_WITHIN_S: Final = 1.0
 _FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_ENGINE_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s (%(processName)s): %(message)s"
+_ENGINE_CONFIG: Final = "VLLM_LOGGING_CONFIG_PATH"
 _STDERR: Final = 2
 
 
@@ -26,10 +32,16 @@ class BoundedHandler(logging.Handler):
     def __init__(self, fd: int = _STDERR, *, most_lines: int = _MOST_LINES) -> None:
         super().__init__()
         self._fd = fd
-        self._lines: queue.Queue[bytes | None] = queue.Queue(most_lines)
-        self._ended = threading.Event()
+        self._most_lines = most_lines
         self.dropped = 0
         self._told = 0
+        self._start()
+        os.register_at_fork(after_in_child=self._start)
+
+    def _start(self) -> None:
+        """A queue and its thread; a forked process has the one without the other."""
+        self._lines: queue.Queue[bytes | None] = queue.Queue(self._most_lines)
+        self._ended = threading.Event()
         threading.Thread(target=self._write_all, name="log-writer", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -78,6 +90,28 @@ def set_up() -> BoundedHandler:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     return handler
+
+
+def for_the_engine(folder: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    """What to add to the environment so that vLLM logs in the same way, here and in the processes it starts.
+
+    Its own handler writes from within the engine's loop. The configuration is a file in `folder`; an operator's own
+    (``VLLM_LOGGING_CONFIG_PATH``, ``VLLM_CONFIGURE_LOGGING``) is left alone.
+    """
+    if _ENGINE_CONFIG in environ or "VLLM_CONFIGURE_LOGGING" in environ:
+        return {}
+    level = environ.get("VLLM_LOGGING_LEVEL", "WARNING")
+    handler = {"class": f"{BoundedHandler.__module__}.{BoundedHandler.__qualname__}", "formatter": "spillway"}
+    config = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"spillway": {"format": _ENGINE_FORMAT}},
+        "handlers": {"spillway": handler},
+        "loggers": {"vllm": {"handlers": ["spillway"], "level": level, "propagate": False}},
+    }
+    path = folder / "vllm_logging.json"
+    path.write_bytes(msgspec.json.encode(config))
+    return {_ENGINE_CONFIG: str(path)}
 
 
 def say(text: str) -> None:

@@ -8,8 +8,10 @@ import os
 import secrets
 import signal
 import socket
+import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from types import FrameType
 
 import msgspec
@@ -54,6 +56,8 @@ def serve(settings: Settings, *, load: Load, where: str | None) -> None:
                 key = os.environ[EMULATOR_KEY_ENV] = secrets.token_hex(16)
                 base_url = stack.enter_context(emulator(key))
                 settings, load = _with_emulator(settings, base_url), _then_with_emulator(load, base_url)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spillway-")))
+            os.environ.update(logs.for_the_engine(folder, os.environ))
             node = Node(settings, rename={HOLYSHEEP: EMULATED} if emulated else {})
             logs.say(_banner(node, listener, emulated=emulated))
             uvloop.run(_run(node, listener, load, where))

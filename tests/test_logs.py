@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import logging.config
 import os
 import time
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from node.logs import BoundedHandler
+from node.logs import BoundedHandler, for_the_engine
 
 
 def record(text: str = "%s", *values: object) -> logging.LogRecord:
@@ -77,3 +79,33 @@ def test_line_whose_arguments_do_not_fit_is_reported_and_not_raised(
         handler.emit(record("%d", "not a number"))
         handler.close()
     assert "not a number" in capsys.readouterr().err
+
+
+def test_engine_logs_through_the_same_handler_at_the_level_asked_for(tmp_path: Path) -> None:
+    added = for_the_engine(tmp_path, {"VLLM_LOGGING_LEVEL": "INFO"})
+    config = json.loads(Path(added["VLLM_LOGGING_CONFIG_PATH"]).read_text())
+    logging.config.dictConfig({**config, "loggers": {"test.vllm": config["loggers"]["vllm"]}})
+    logger = logging.getLogger("test.vllm")
+    (handler,) = logger.handlers
+    assert isinstance(handler, BoundedHandler)
+    assert logger.level == logging.INFO
+    handler.close()
+    logger.handlers.clear()
+
+
+@pytest.mark.parametrize("own", ["VLLM_LOGGING_CONFIG_PATH", "VLLM_CONFIGURE_LOGGING"])
+def test_operators_own_engine_logging_is_left_alone(tmp_path: Path, own: str) -> None:
+    assert for_the_engine(tmp_path, {own: "0"}) == {}
+
+
+def test_forked_process_goes_on_logging(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        handler = BoundedHandler(log.fileno())
+        child = os.fork()
+        if child == 0:
+            handler.emit(record("%s", "from the child"))
+            handler.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        handler.close()
+    assert (tmp_path / "log").read_text() == "from the child\n"

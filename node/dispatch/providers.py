@@ -62,7 +62,7 @@ class Providers:
         was_isolated = state.isolated_by is not None
         state.failed(error, now_s)
         if state.isolated_by is not None and not was_isolated:
-            _log.warning("%s is left alone until the node starts anew (%s): %s", name, state.isolated_by, error.message)
+            _log.warning("%s is left alone until a reload (%s): %s", name, state.isolated_by, error.message)
 
     def document(self, now_s: float) -> dict[str, Any]:
         """Each provider's standing, for the statistics: whether it is used, for how long not, and for what error."""

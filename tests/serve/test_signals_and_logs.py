@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
+import pty
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import httpx
 
 from node.emulator.switches import Switch
-from tests.serve.node_process import NodeProcess, chat, config_text, emulated, running, until
+from tests.serve.node_process import PROVIDER_KEY, NodeProcess, chat, config_text, emulated, running, until
 
 _LEAST_PIPE_BYTES = 4096
 
@@ -89,6 +92,29 @@ async def test_row_76_answer_under_way_outlives_a_reload_that_removes_its_provid
 
         await until(forgotten)
         assert (await node.stats())["by_ending"] == {"done": 1}
+
+
+async def test_terminal_that_is_closed_ends_the_node_instead(tmp_path: Path) -> None:
+    async with emulated() as cloud:
+        node = NodeProcess(cloud, tmp_path)
+        node.configure()
+        child, terminal = pty.fork()
+        if child == 0:  # the terminal is its own
+            os.environ["TEST_PROVIDER_KEY"] = PROVIDER_KEY
+            os.execv(sys.executable, [sys.executable, "-m", "node.cli", "serve", "--config", str(node.config)])
+        try:
+
+            async def alive() -> bool:
+                return (await node.get("/livez")).status_code == 200
+
+            await until(alive)
+            os.close(terminal)
+            _, status = await asyncio.wait_for(asyncio.to_thread(os.waitpid, child, 0), 30)
+            child = 0
+            assert os.waitstatus_to_exitcode(status) == 0
+        finally:
+            if child:
+                os.kill(child, signal.SIGKILL)
 
 
 async def _reloaded(node: NodeProcess, said: str) -> None:
