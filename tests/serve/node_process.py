@@ -100,7 +100,8 @@ class NodeProcess:
 
     def descriptors(self) -> int:
         """How many files and sockets it has open."""
-        return psutil.Process(self.process.pid).num_fds()
+        count: int = psutil.Process(self.process.pid).num_fds()
+        return count
 
     def send(self, number: signal.Signals) -> None:
         """Signal it, and it alone."""
@@ -108,7 +109,8 @@ class NodeProcess:
 
     async def ended(self, within_s: float = 30.0) -> int:
         """Its exit code."""
-        return await asyncio.to_thread(self.process.wait, within_s)
+        code: int = await asyncio.to_thread(self.process.wait, within_s)
+        return code
 
     def kill(self) -> None:
         """Leave nothing behind."""

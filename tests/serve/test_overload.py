@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -160,15 +159,15 @@ async def test_row_74_beyond_its_memory_limit_the_node_sheds_and_says_when_to_co
 ) -> None:
     async with running(cloud, tmp_path, "host: {max_rss_bytes: 1000000}") as node:
 
-        async def level() -> dict[str, Any]:
-            strain: dict[str, Any] = (await node.stats())["door"]["strain"]
-            return strain
+        async def most_inside() -> int | None:
+            most: int | None = (await node.stats())["door"]["strain"]["most_inside"]
+            return most
 
         async def lets_one_in() -> bool:
-            return (await level())["most_inside"] == 1
+            return await most_inside() == 1
 
         async def lets_nobody_in() -> bool:
-            return (await level())["most_inside"] == 0
+            return await most_inside() == 0
 
         await until(lets_one_in)
         with connected(node, 1, request_bytes(chat(stream=True, max_tokens=2000))):
