@@ -52,6 +52,9 @@ from node.watch.watch import GpuWatch
 
 _log = logging.getLogger("spillway")
 
+# Nothing runs in an engine that is stopped. What does not end by then is killed, and ten seconds are enough for all.
+_ENGINE_STOP_S = 6.0
+
 
 class EngineSlot:
     """The local engine as a lane sees it."""
@@ -174,7 +177,7 @@ class Node:
         for task in self._starting:
             task.cancel()
         await asyncio.gather(*self._starting, return_exceptions=True)
-        await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
+        await asyncio.gather(*(engine.stop(_ENGINE_STOP_S) for engine in self.engines.values()))
         await self.gate.aclose()
         await self.host_watch.stop()
         await self.watch.stop()
