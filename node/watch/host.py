@@ -24,7 +24,12 @@ class HostReader:
     def __init__(self, max_rss_bytes: int | None, *, proc: Path = Path("/proc/self"), cgroup: Path = _V2) -> None:
         self.max_rss_bytes = max_rss_bytes
         self._proc = proc
-        self._cgroup = cgroup
+        # In a container the mount is the container's own; under a service manager ours is somewhere below it.
+        self._memory_files = (
+            (_own_folder(proc, cgroup), "memory.max", "memory.current", "inactive_file"),
+            (cgroup, "memory.max", "memory.current", "inactive_file"),
+            (cgroup / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        )
 
     def read(self) -> tuple[Resource, ...]:
         """Whatever has a limit and is known now."""
@@ -40,10 +45,7 @@ class HostReader:
         return Resource(name="memory", used=used, limit=self.max_rss_bytes, reserve=_MEMORY_RESERVE_BYTES)
 
     def _container(self) -> Resource | None:
-        for folder, limit_name, used_name, idle_name in (
-            (self._cgroup, "memory.max", "memory.current", "inactive_file"),
-            (self._cgroup / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        ):
+        for folder, limit_name, used_name, idle_name in self._memory_files:
             limit, used = _numbers(folder / limit_name), _numbers(folder / used_name)
             if limit and used and limit[0] < _NO_LIMIT_BYTES:
                 # What the kernel can drop at once is not in use; loading a model leaves gigabytes of it.
@@ -82,6 +84,16 @@ def raise_descriptor_limit(wanted: int) -> int | None:
     if soft != resource.RLIM_INFINITY and soft < target:
         resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
     return descriptor_limit()
+
+
+def _own_folder(proc: Path, cgroup: Path) -> Path:
+    """This process's cgroup (v2) below the mount `cgroup`; the mount itself where that is not known."""
+    try:
+        lines = (proc / "cgroup").read_text().splitlines()
+    except OSError:
+        return cgroup
+    own = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
+    return cgroup / own.lstrip("/")
 
 
 def _numbers(path: Path) -> list[int]:

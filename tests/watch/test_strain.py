@@ -95,6 +95,16 @@ def test_container_limit_is_read_and_what_can_be_dropped_left_out(
     assert (found.used, found.limit) == (500 * MIB, GIB)
 
 
+def test_limit_of_a_service_is_found_below_the_mount(tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text("0::/system.slice/spillway.service\n")
+    place = tmp_path / "system.slice" / "spillway.service"
+    place.mkdir(parents=True)
+    (place / "memory.max").write_text(f"{GIB}\n")
+    (place / "memory.current").write_text("5\n")
+    found = [each for each in HostReader(None, proc=tmp_path, cgroup=tmp_path).read() if "container" in each.name]
+    assert [(each.used, each.limit) for each in found] == [(5, GIB)]
+
+
 @pytest.mark.parametrize("limit", ["max\n", f"{2**63 - 4096}\n", "", "nonsense"])
 def test_no_container_limit_is_none(tmp_path: Path, limit: str) -> None:
     (tmp_path / "memory.max").write_text(limit)
