@@ -39,7 +39,7 @@ from node.local.backend import LocalBackend
 from node.local.engine import LocalEngine
 from node.metrics import Metrics
 from node.routing.policy import LOCAL, OverflowPolicy, Policy
-from node.routing.ttft import ProviderTtft
+from node.routing.ttft import HIGH_SHARE, ProviderTtft
 from node.routing.values import Decision, EngineLoad, EngineState, Features, Limits, Snapshot
 from node.settings import ProviderSettings, Settings
 from node.store.cache import MemoryCache
@@ -66,6 +66,10 @@ class EngineSlot:
     def load(self, in_flight: int) -> EngineLoad:
         """The engine's load, with so many sequences handed to it."""
         return self.engine.load(in_flight)
+
+    def leaves(self) -> None:
+        """A request of the model goes to the cloud."""
+        self.engine.leaves()
 
     def backend(self) -> Backend:
         """The seam through which calls are served."""
@@ -117,7 +121,7 @@ class Node:
             for model in self.models.values()
             if model.local is not None and not settings.cloud_only
         }
-        self.policies = {name: ChangeablePolicy(policy_for(settings, model)) for name, model in self.models.items()}
+        self.policies = {name: ChangeablePolicy(policy_for(settings)) for name in self.models}
         self.lanes = {name: self._lane(name) for name in self.models}
         self.totals = Totals()
         self.metrics = Metrics(self.lanes, self.watch.state)
@@ -246,7 +250,9 @@ class Node:
         return Lane(
             engine=EngineSlot(engine) if engine is not None else None,
             policy=self.policies[name],
-            cloud_options=lambda failed: self.providers.options_for(self.models[name], time.monotonic(), failed),
+            cloud_options=lambda failed: self.providers.options_for(
+                self.models[name], time.monotonic(), failed, HIGH_SHARE if engine is None else engine.cloud_share
+            ),
             vram_free_bytes=lambda: free_bytes_for(self.watch.latest(), os.environ.get("CUDA_VISIBLE_DEVICES")),
             clock=time.monotonic,
         )
@@ -265,13 +271,12 @@ class Node:
         if engine is None:
             return
         if outcome.may_leave and outcome.ttft_s is not None and outcome.backend != "cache":
-            engine.promised(kept=outcome.ttft_s <= outcome.ttft_budget_s)
+            here = outcome.backend == LOCAL or outcome.was_kept
+            engine.promised(kept=outcome.ttft_s <= outcome.ttft_budget_s, here=here)
         if outcome.backend != LOCAL or outcome.usage is None:
             return
-        if outcome.ttft_excess_s is not None:
-            engine.began(outcome.ttft_excess_s, queued=False)
-        if outcome.queue_excess_s is not None:
-            engine.began(outcome.queue_excess_s, queued=True)
+        for each in outcome.foreseen:
+            engine.began(predicted_s=each.predicted_s, took_s=each.took_s, queued=each.queued)
         if outcome.ending is Ending.DONE:
             engine.answered(round(outcome.usage.completion_tokens / outcome.choices))
 
@@ -300,16 +305,19 @@ class ChangeablePolicy:
         """What the policy of the moment says."""
         return self.policy.decide(features, snapshot, now_s)
 
+    def is_worth_asking(self, features: Features, snapshot: Snapshot) -> bool:
+        """What the policy of the moment says."""
+        return self.policy.is_worth_asking(features, snapshot)
 
-def policy_for(settings: Settings, model: Model) -> OverflowPolicy:
-    """The policy for one model, with the settings' limits."""
-    slots = int(model.local.engine_args.get("max_num_seqs", 64)) if model.local else 64
+
+def policy_for(settings: Settings) -> OverflowPolicy:
+    """The policy with the settings' limits."""
     routing = settings.routing
     limits = Limits(
         max_queue_depth=routing.max_queue_depth,
         max_kv_cache_usage=routing.max_kv_cache_usage,
         min_free_vram_bytes=routing.min_free_vram_bytes,
-        feed_ahead=max(1, slots // 8) if routing.feed_ahead is None else routing.feed_ahead,
+        feed_ahead=routing.feed_ahead,
         margin_s=routing.margin_ms / 1000,
         feed_s=routing.feed_ms / 1000,
         tpot_budget_s=None if routing.tpot_budget_ms is None else routing.tpot_budget_ms / 1000,

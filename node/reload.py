@@ -118,8 +118,8 @@ class Reloader:
         node.settings, node.models = plan.settings, plan.models
         node.keyring.replace(plan.settings.keys)
         node.host.max_rss_bytes = plan.settings.host.max_rss_bytes
-        for name, model in plan.models.items():
-            node.policies[name].policy = policy_for(plan.settings, model)
+        for policy in node.policies.values():
+            policy.policy = policy_for(plan.settings)
         node.dispatcher.served = {name: ServedModel(model, node.lanes[name]) for name, model in plan.models.items()}
         states = {config.name: self._state(config, plan) for config in plan.providers}
         # Those that are configured no more are offered to nobody, but answers under way still report to them.

@@ -74,7 +74,8 @@ class RoutingSettings(Section, frozen=True, kw_only=True):
     `max_wait_s`: how long a request that cannot leave may wait for a slot before it is refused.
     `max_queue_depth`, `max_kv_cache_usage`, `min_free_vram_bytes`: hard limits (null: off).
     `feed_ahead`: sequences given to the engine beyond what it can run, so that it never idles (null: an eighth).
-    `feed_ms`: how long a step full of prompts should take; beyond two such steps prompts wait in the node's own queue.
+    `feed_ms`: the longest that a step full of prompts may take; beyond the next such step prompts wait in the node's
+    own queue.
     `tpot_budget_ms`: time per output token; only so many sequences decode together as keep it (null: no promise).
     `margin_ms`: taken off the last safe moment for the node's own work.
     """
@@ -86,9 +87,9 @@ class RoutingSettings(Section, frozen=True, kw_only=True):
     max_kv_cache_usage: Fraction | None = 0.98
     min_free_vram_bytes: PositiveInt | None = None
     feed_ahead: Annotated[int, Meta(ge=0)] | None = None
-    feed_ms: PositiveFloat = 100.0
+    feed_ms: PositiveFloat = 150.0
     tpot_budget_ms: PositiveFloat | None = None
-    margin_ms: PositiveFloat = 200.0
+    margin_ms: PositiveFloat = 100.0
 
 
 class CacheSettings(Section, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from node.backend import Call, Kind
 from node.catalogue import Model
-from node.dispatch.outcome import Ending, Outcome
+from node.dispatch.outcome import Ending, Foreseen, Outcome
 from node.errors import (
     ContextLengthExceeded,
     CostBudgetTooSmall,
@@ -48,12 +48,14 @@ class Journey:
         """The request's one Outcome."""
         features, decision, reference = self.features, self.decision, self.model.reference
         first_s = self.first_content_s
-        ttft_excess_s = queue_excess_s = None
+        foreseen: list[Foreseen] = []
         if first_s is not None and decision is not None:
             if decision.predicted_ttft_s is not None:
-                ttft_excess_s = first_s - self.decided_s - decision.predicted_ttft_s
-            if decision.expected_at_s is not None:
-                queue_excess_s = first_s - decision.expected_at_s
+                took_s = first_s - self.decided_s
+                foreseen.append(Foreseen(predicted_s=decision.predicted_ttft_s, took_s=took_s, queued=False))
+            if (expected := decision.expected) is not None:
+                took_s = first_s - expected.made_at_s
+                foreseen.append(Foreseen(predicted_s=expected.ttft_s, took_s=took_s, queued=True))
         return Outcome(
             request_id=self.call.request_id,
             kind=self.call.kind,
@@ -75,9 +77,9 @@ class Journey:
             reference_nano_usd=reference.cost_nano_usd(self.usage) if reference and self.usage else None,
             error_code=error.code if error else None,
             choices=features.choices,
-            ttft_excess_s=ttft_excess_s,
-            queue_excess_s=queue_excess_s,
+            foreseen=tuple(foreseen),
             may_leave=features.may_leave,
+            was_kept=decision is not None and decision.was_kept,
         )
 
 

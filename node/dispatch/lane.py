@@ -27,6 +27,9 @@ class Engine(Protocol):
     def load(self, in_flight: int) -> EngineLoad:
         """The engine's load as of its last step, with `in_flight` sequences handed to it. Asked for every decision."""
 
+    def leaves(self) -> None:
+        """Told of each request of the model that goes to the cloud, at the moment that is decided."""
+
     def backend(self) -> Backend:
         """The seam through which calls are served."""
 
@@ -55,9 +58,11 @@ class Lane:
             engine=engine.load if engine is not None else None,
             cloud_options=cloud_options,
             vram_free_bytes=vram_free_bytes,
+            on_leaving=engine.leaves if engine is not None else lambda: None,
         )
         self._placed: dict[str, asyncio.Future[Decision]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0
         self._wake_s = 0.0
         self._will_look = False
 
@@ -138,14 +143,21 @@ class Lane:
         if next_s is None:
             return
         now_s = self._clock()
-        wake_s = min(max(next_s, now_s), now_s + self._look_again_s)
+        self._wake_s = min(max(next_s, now_s), now_s + self._look_again_s)
         if self._timer is not None:
-            if self._wake_s <= wake_s:
-                return
+            if self._timer_s <= self._wake_s:
+                return  # it will find that it is too early, which costs less than a new one each time
             self._timer.cancel()
-        self._wake_s = wake_s
-        self._timer = asyncio.get_running_loop().call_later(wake_s - now_s, self._wake)
+        self._set_timer(now_s)
+
+    def _set_timer(self, now_s: float) -> None:
+        self._timer_s = self._wake_s
+        self._timer = asyncio.get_running_loop().call_later(self._wake_s - now_s, self._wake)
 
     def _wake(self) -> None:
         self._timer = None
-        self._tell(self._admission.wake(self._clock()))
+        now_s = self._clock()
+        if now_s < self._wake_s and self._admission.depth:
+            self._set_timer(now_s)
+            return
+        self._tell(self._admission.wake(now_s))

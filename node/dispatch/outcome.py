@@ -21,15 +21,27 @@ class Ending(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Foreseen:
+    """A first token that was predicted, and when it came, both from the moment of the prediction.
+
+    `queued`: that was made for a request that went on to wait in the node's queue.
+    """
+
+    predicted_s: float
+    took_s: float
+    queued: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """One request from arrival to its last byte. Durations are seconds, None where there was no such moment.
 
     `backend` is ``local``, a provider's name, ``cache`` or None when nothing served it. `ttft_s` runs from arrival
     to the first content chunk and is None for answers that are not streamed. `predicted_ttft_s` is what the local
-    engine was predicted to take from the decision on; `ttft_excess_s` is how much later than that the first content
-    came, and `queue_excess_s` the same from when a request that waited was last told to. `may_leave` is false for a
-    pinned request. `reference_nano_usd` is what
-    the same tokens cost at list price, None where no list price is known.
+    engine was predicted to take from the decision on; `foreseen` compares that, and what was predicted while the
+    request waited, with what came. `may_leave` is false for a pinned request; `was_kept` says that it had stayed here
+    past its last safe moment. `reference_nano_usd` is what the same tokens cost at list price, None where no list price
+    is known.
     """
 
     request_id: str
@@ -52,6 +64,6 @@ class Outcome:
     reference_nano_usd: int | None
     error_code: str | None
     choices: int = 1
-    ttft_excess_s: float | None = None
-    queue_excess_s: float | None = None
+    foreseen: tuple[Foreseen, ...] = ()
     may_leave: bool = True
+    was_kept: bool = False

@@ -11,7 +11,7 @@ from node.backend import Backend
 from node.catalogue import CloudEquivalent, Model
 from node.errors import SpillwayError, UpstreamAuth, UpstreamQuota, UpstreamRateLimited
 from node.routing.permit import EgressPermit
-from node.routing.ttft import ProviderTtft
+from node.routing.ttft import HIGH_SHARE, ProviderTtft
 from node.routing.values import CloudOption
 
 _log = logging.getLogger("spillway.providers")
@@ -75,10 +75,13 @@ class Providers:
             for name, state in self.states.items()
         }
 
-    def options_for(self, model: Model, now_s: float, excluded: frozenset[str]) -> tuple[CloudOption, ...]:
+    def options_for(
+        self, model: Model, now_s: float, excluded: frozenset[str], high_share: float = HIGH_SHARE
+    ) -> tuple[CloudOption, ...]:
         """The model's declared equivalents at configured providers, in the catalogue's order of preference.
 
-        `excluded` names providers that have already failed this request.
+        `excluded` names providers that have already failed this request. `high_share` of a provider's first tokens are
+        to come within its `ttft_high_s`.
         """
         options = []
         for equivalent in model.cloud:
@@ -93,7 +96,8 @@ class Providers:
                     context_tokens=equivalent.context_tokens,
                     max_output_tokens=equivalent.max_output_tokens,
                     price=equivalent.price,
-                    ttft_high_s=state.ttft.high_s(now_s),
+                    ttft_high_s=state.ttft.high_s(now_s, high_share),
+                    ttft_likely_s=state.ttft.likely_s(now_s),
                     available=state.is_available(now_s) and equivalent.provider not in excluded,
                     weight=state.weight,
                 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from node.backend import Kind
 from node.local.engine import LocalEngine
 from node.local.outputs import outputs
 
 
 class DirectDrive:
     """What calibration needs of an engine. Answers are streamed, so that this process has its usual work.
+
+    They are sampled as those of requests that say nothing about it: on a CPU that is a good part of a step.
 
     Its KV cache is given out in blocks of `block_tokens`; `steps_ahead` is 1 if it schedules asynchronously.
     """
@@ -18,9 +21,10 @@ class DirectDrive:
         vocabulary_size = engine.vocabulary_size
         assert vocabulary_size is not None
         self.vocabulary_size = vocabulary_size
+        self._sampling = engine.serving().default_sampling(Kind.COMPLETION)
         config = engine.serving().llm.vllm_config
         self.block_tokens: int = config.cache_config.block_size or 1
-        self.steps_ahead = 1 if config.scheduler_config.async_scheduling else 0
+        self.steps_ahead = engine.serving().steps_ahead
 
     async def generate(self, prompt: list[int], output_tokens: int) -> None:
         """Compute `prompt` and generate exactly `output_tokens`. Cancelling aborts the sequence in the engine."""
@@ -28,7 +32,8 @@ class DirectDrive:
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         params = SamplingParams(
-            temperature=0.0, max_tokens=output_tokens, ignore_eos=True, output_kind=RequestOutputKind.DELTA
+            **self._sampling
+            | {"max_tokens": output_tokens, "ignore_eos": True, "output_kind": RequestOutputKind.DELTA, "seed": None}
         )
         self._numbers += 1
         name = f"calibrate-{self._numbers}"

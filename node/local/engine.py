@@ -66,8 +66,10 @@ class LocalEngine:
         self._stopping = False
         self._serving: Serving | None = None
         self._llm: Any = None
-        self._stats = StepStats(max_sequences=1)
+        self._stats = StepStats()
         self._prefill = PrefillQueue({})
+        self._stepping_tokens = 0
+        self._stepping_since_s = 0.0
         self._processes: frozenset[EngineProcess] = frozenset()
         self._entering = 0
         self._finished = 0
@@ -133,18 +135,32 @@ class LocalEngine:
             step=rates.step,
             max_batched_tokens=serving.max_batched_tokens,
             kv_tokens=serving.kv_tokens,
+            stepping_tokens=self._stepping_tokens,
+            stepping_s=self._clock() - self._stepping_since_s,
+            steps_ahead=serving.steps_ahead,
             sequences_per_s=rates.sequences_per_s,
-            ttft_slack_s=rates.ttft_slack_s,
-            queue_slack_s=rates.queue_slack_s,
+            tpot_s=rates.tpot_s,
+            ttft_doubt=rates.ttft_doubt,
+            queue_doubt=rates.queue_doubt,
+            first_token_s=rates.first_token_s,
         )
 
-    def began(self, excess_s: float, *, queued: bool) -> None:
-        """Learn from a first token: how much later than predicted it came. `queued`: predicted while it waited."""
-        self._stats.began(excess_s, queued=queued)
+    @property
+    def cloud_share(self) -> float:
+        """The share of the cloud's first tokens that the last safe moment has to leave time for."""
+        return self._stats.cloud_share
 
-    def promised(self, *, kept: bool) -> None:
-        """Learn whether a request that could have left was in time, wherever it was served."""
-        self._stats.promised(kept=kept)
+    def began(self, *, predicted_s: float, took_s: float, queued: bool) -> None:
+        """Learn from a first token: when it was predicted, and when it came. `queued`: predicted while it waited."""
+        self._stats.began(predicted_s=predicted_s, took_s=took_s, queued=queued)
+
+    def promised(self, *, kept: bool, here: bool) -> None:
+        """Learn whether a request that could have left was in time, and whether it was to be served here."""
+        self._stats.promised(kept=kept, here=here)
+
+    def leaves(self) -> None:
+        """A request leaves for the cloud."""
+        self._stats.leaves()
 
     def answered(self, output_tokens: int) -> None:
         """Learn from the length of a finished answer."""
@@ -165,6 +181,8 @@ class LocalEngine:
         def on_queued(count: int, request_id: str) -> None:
             taken_over(count)
             self._prefill.handed_over(request_id, count)
+            if self._stats.running == 0:
+                self._step_begins()
             if left == 0:
                 self._on_entered(call_id)
 
@@ -242,7 +260,7 @@ class LocalEngine:
         state = State()
         await init_app_state(CountedEngine(self._llm), state, args, await self._llm.get_supported_tasks())
         serving = Serving(self._llm, state)
-        self._stats = StepStats(serving.max_sequences, self._on_timed)
+        self._stats = StepStats(self._on_timed)
         self._prefill = PrefillQueue(self._llm.output_processor.request_states)
         grammar = bool(self.model.capabilities & _GRAMMAR_CAPABILITIES)
         await warm_up(serving, grammar=grammar, compiled=self._stats.forget)
@@ -258,6 +276,7 @@ class LocalEngine:
             return
         details = scheduler.iteration_details
         finished, self._finished = self._finished, 0
+        prefill_tokens = details.num_ctx_tokens if details else 0
         self._stats.add(
             Step(
                 at_s=self._clock(),
@@ -266,13 +285,22 @@ class LocalEngine:
                 kv_cache_usage=scheduler.kv_cache_usage,
                 computed=details is not None,
                 decoding=details.num_generation_requests if details else 0,
-                prefill_tokens=details.num_ctx_tokens if details else 0,
+                prefill_tokens=prefill_tokens,
+                prefill_pairs=self._prefill.pairs(prefill_tokens),
                 elapsed_s=details.elapsed_ms / 1000 if details else None,
                 finished=finished,
             )
         )
-        self._prefill.stepped(details.num_ctx_tokens if details else 0)
+        self._prefill.stepped(prefill_tokens)
+        self._step_begins()
         self.on_step()
+
+    def _step_begins(self) -> None:
+        """As far as can be told from here: a step is under way from now on, with all of the prompts it can hold."""
+        serving = self._serving
+        room = 0 if serving is None else serving.max_batched_tokens - self._stats.running
+        self._stepping_tokens = max(0, min(self._prefill.tokens, room))
+        self._stepping_since_s = self._clock()
 
     def _set_state(self, state: EngineState) -> None:
         if state is not self._state:

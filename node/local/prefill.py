@@ -36,6 +36,21 @@ class PrefillQueue:
                 self._prefilling.append(state)
                 self._whole_tokens += state.prompt_len
 
+    def pairs(self, prefill_tokens: int) -> float:
+        """How much attention reads for the next so many prompt tokens: each with all before it in its prompt."""
+        done, left, pairs = self._computed_tokens, prefill_tokens, 0.0
+        for state in self._prefilling:
+            if left <= 0:
+                break
+            if done >= state.prompt_len:
+                done -= state.prompt_len
+                continue
+            tokens = min(left, state.prompt_len - done)
+            pairs += tokens * (done + tokens / 2)
+            left -= tokens
+            done = 0
+        return pairs
+
     def stepped(self, prefill_tokens: int) -> None:
         """A step has computed so many prompt tokens, and its first tokens have been delivered."""
         self._computed_tokens += prefill_tokens

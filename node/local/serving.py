@@ -23,6 +23,7 @@ class Serving:
     """The pieces of a started engine that answer calls. `llm` is the engine, `state` what vLLM built around it.
 
     `kv_tokens` is what its KV cache holds, None when vLLM does not say; vLLM counts "GPU" blocks on every device.
+    `steps_ahead` is 1 if it puts a step together while the one before it runs (asynchronous scheduling).
     """
 
     def __init__(self, llm: Any, state: Any) -> None:
@@ -34,6 +35,7 @@ class Serving:
         self.vocabulary_size: int = llm.model_config.get_vocab_size()
         self.max_sequences: int = llm.vllm_config.scheduler_config.max_num_seqs
         self.max_batched_tokens: int = llm.vllm_config.scheduler_config.max_num_batched_tokens
+        self.steps_ahead = 1 if llm.vllm_config.scheduler_config.async_scheduling else 0
         cache = llm.vllm_config.cache_config
         blocks, block_tokens = cache.num_gpu_blocks, cache.block_size
         self.kv_tokens: int | None = blocks * block_tokens if blocks and block_tokens else None

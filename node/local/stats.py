@@ -6,6 +6,7 @@ event loop or a starved process puts off. Neither is the duration; together they
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ STALL_S = 1.0
 _BUNCHED_SHARE = 0.7
 _MOST_BUNCHED = 64
 _RATIO_HALF_LIFE = 400.0  # steps
+_NUDGE_S = 0.0002
+_MOST_FIRST_TOKEN_S = 0.1
 _WILDEST_RATIO = 3.0  # a figure that leaves out more than two thirds of a step says nothing about its length
 
 
@@ -26,8 +29,9 @@ class Step:
     """One scheduler report. `at_s` is when it arrived (monotonic).
 
     `running` and `waiting` are sequences after the step, `kv_cache_usage` a fraction. `computed` is false for a report
-    that came without work. `decoding` sequences and `prefill_tokens` were in this step, `elapsed_s` is the engine's own
-    time for it, and `finished` counts sequences that ended in it.
+    that came without work. `decoding` sequences and `prefill_tokens` were in this step (`prefill_pairs`: each of these
+    with all before it in its prompt), `elapsed_s` is the engine's own time for it, and `finished` counts sequences that
+    ended in it.
     """
 
     at_s: float
@@ -37,6 +41,7 @@ class Step:
     computed: bool = True
     decoding: int = 0
     prefill_tokens: int = 0
+    prefill_pairs: float = 0.0
     elapsed_s: float | None = None
     finished: int = 0
 
@@ -54,6 +59,7 @@ class TimedStep:
     count: int = 1
     running: int = 0
     kv_cache_usage: float = 0.0
+    prefill_pairs: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +68,10 @@ class Rates:
 
     step: StepModel | None
     sequences_per_s: float | None
-    ttft_slack_s: float
-    queue_slack_s: float
+    tpot_s: float | None
+    ttft_doubt: float
+    queue_doubt: float
+    first_token_s: float
 
 
 class StepStats:
@@ -78,8 +86,7 @@ class StepStats:
     `on_timed` gets every step once it is known how long it took.
     """
 
-    def __init__(self, max_sequences: int, on_timed: Callable[[TimedStep], None] = lambda step: None) -> None:
-        self._max_sequences = max_sequences
+    def __init__(self, on_timed: Callable[[TimedStep], None] = lambda step: None) -> None:
         self._on_timed = on_timed
         self.running = 0
         self.waiting = 0
@@ -93,6 +100,7 @@ class StepStats:
         self._ratios = FadingQuantiles(_RATIO_HALF_LIFE)
         self._bunch: _Bunch | None = None
         self._rates: Rates | None = None
+        self._first_token_s = 0.0
 
     def add(self, step: Step) -> None:
         """Take one report in."""
@@ -104,27 +112,41 @@ class StepStats:
             else:
                 self._bunch.gap_s = None if self._bunch.gap_s is None else self._bunch.gap_s + (gap_s or 0.0)
             self._bunch.steps.append(step)
-            self._bunch.began_with.append((self.running, self.kv_cache_usage or 0.0))
+            self._bunch.more.append((self.running, self.kv_cache_usage or 0.0, step.prefill_pairs))
             if step.running == 0:
                 self._learn()  # what comes next starts from idle
-            if self.waiting > 0 or self.running >= self._max_sequences:
-                # Rates are sums, which late reports do not distort: here the time that passed is what counts.
-                self._observe(
-                    0, 0, (step.elapsed_s or 0.0) if gap_s is None else gap_s, finished=step.finished, full=True
-                )
+            # Sums, which late reports do not distort: here the time that passed is what counts.
+            seconds = (step.elapsed_s or 0.0) if gap_s is None else gap_s
+            self._observer.passed(decoding=step.decoding, finished=step.finished, seconds=seconds)
         self.running, self.waiting, self.kv_cache_usage = step.running, step.waiting, step.kv_cache_usage
         self._last_at_s = step.at_s
         self._rates = None
 
-    def began(self, excess_s: float, *, queued: bool) -> None:
-        """Take in a first token: how much later than predicted it came. `queued`: predicted while it waited."""
-        self._observer.began(excess_s, queued=queued)
+    def began(self, *, predicted_s: float, took_s: float, queued: bool) -> None:
+        """Take in a first token: when it was predicted, and when it came. `queued`: predicted while it waited.
+
+        What it takes beside its steps goes up a little with each that came later than predicted, and down with each
+        that came sooner: so it settles where as many do the one as the other.
+        """
+        if not queued:
+            nudged_s = self._first_token_s + math.copysign(_NUDGE_S, took_s - predicted_s)
+            self._first_token_s = min(_MOST_FIRST_TOKEN_S, max(0.0, nudged_s))
+        self._observer.began(predicted_s=predicted_s, took_s=took_s, queued=queued)
         self._rates = None
 
-    def promised(self, *, kept: bool) -> None:
-        """Take in whether a request that could have left was in time, wherever it was served."""
-        self._observer.promised(kept=kept)
+    def promised(self, *, kept: bool, here: bool) -> None:
+        """Take in whether a request that could have left was in time, and whether it was to be served here."""
+        self._observer.lateness.promised(kept=kept, here=here)
         self._rates = None
+
+    def leaves(self) -> None:
+        """A request leaves for the cloud."""
+        self._observer.lateness.leaves()
+
+    @property
+    def cloud_share(self) -> float:
+        """The share of the cloud's first tokens that the last safe moment has to leave time for."""
+        return self._observer.lateness.cloud_share
 
     def answered(self, output_tokens: int) -> None:
         """Take in how long one answer was."""
@@ -139,8 +161,10 @@ class StepStats:
             self._rates = Rates(
                 observer.step_model,
                 observer.sequences_per_s(self.running),
-                observer.ttft_slack_s,
-                observer.queue_slack_s,
+                observer.tpot_s,
+                observer.ttft_doubt,
+                observer.queue_doubt,
+                self._first_token_s,
             )
         return self._rates
 
@@ -163,12 +187,12 @@ class StepStats:
         bunch, self._bunch = self._bunch, None
         if bunch is None:
             return
-        steps, gap_s, began_with = bunch.steps, bunch.gap_s, bunch.began_with
+        steps, gap_s, more = bunch.steps, bunch.gap_s, bunch.more
         elapsed_s = sum(step.elapsed_s or 0.0 for step in steps)
         if len(steps) == 1 and gap_s is not None:
             if elapsed_s > 0.0:
                 self._ratios.add(gap_s / elapsed_s)
-            self._observe(steps[0].decoding, steps[0].prefill_tokens, gap_s, began_with=began_with[0])
+            self._observe(steps[0].decoding, steps[0].prefill_tokens, gap_s, more=more[0])
             return
         ratio = self._ratios.quantile(0.5) or 1.0
         usual_s = ratio * elapsed_s
@@ -178,20 +202,17 @@ class StepStats:
             return
         if gap_s is not None and 0.5 * usual_s <= gap_s <= 2.0 * usual_s:
             ratio = gap_s / elapsed_s
-        for step, began in zip(steps, began_with, strict=True):
-            self._observe(step.decoding, step.prefill_tokens, ratio * (step.elapsed_s or 0.0), began_with=began)
+        for step, each in zip(steps, more, strict=True):
+            self._observe(step.decoding, step.prefill_tokens, ratio * (step.elapsed_s or 0.0), more=each)
 
     def _observe_mean(self, bunch: _Bunch, seconds: float) -> None:
         """As many equal steps: for a linear model that is the same."""
         steps = bunch.steps
         count = len(steps)
-        began_with = (
-            round(sum(running for running, _ in bunch.began_with) / count),
-            sum(usage for _, usage in bunch.began_with) / count,
-        )
+        running, usage, pairs = (sum(each) / count for each in zip(*bunch.more, strict=True))
         decoding = round(sum(step.decoding for step in steps) / count)
         prefill_tokens = round(sum(step.prefill_tokens for step in steps) / count)
-        self._observe(decoding, prefill_tokens, seconds / count, count=count, began_with=began_with)
+        self._observe(decoding, prefill_tokens, seconds / count, count=count, more=(round(running), usage, pairs))
 
     def _observe(
         self,
@@ -200,30 +221,21 @@ class StepStats:
         seconds: float,
         *,
         count: int = 1,
-        finished: int = 0,
-        full: bool = False,
-        began_with: tuple[int, float] = (0, 0.0),
+        more: tuple[int, float, float] = (0, 0.0, 0.0),
     ) -> None:
         if decoding or prefill_tokens:
-            self._on_timed(TimedStep(decoding, prefill_tokens, seconds, count, *began_with))
-        self._observer.step(
-            decoding=decoding,
-            prefill_tokens=prefill_tokens,
-            seconds=seconds,
-            count=count,
-            finished=finished,
-            full=full,
-        )
+            self._on_timed(TimedStep(decoding, prefill_tokens, seconds, count, *more))
+        self._observer.step(decoding=decoding, prefill_tokens=prefill_tokens, seconds=seconds, count=count)
 
 
 class _Bunch:
     """Steps whose reports came together, after one that had to wait for the same event loop, or a single step.
 
-    `gap_s` is what they took together, None where nobody knows when the first began. `began_with`: sequences running,
-    and the share of the KV cache filled, as each began.
+    `gap_s` is what they took together, None where nobody knows when the first began. `more`: sequences running and
+    the share of the KV cache filled as each began, and its `prefill_pairs`.
     """
 
     def __init__(self, gap_s: float | None) -> None:
         self.gap_s = gap_s
         self.steps: list[Step] = []
-        self.began_with: list[tuple[int, float]] = []
+        self.more: list[tuple[int, float, float]] = []

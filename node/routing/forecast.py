@@ -1,17 +1,20 @@
 """How long a request would take here: a look ahead over what runs and what waits, from the engine's own numbers.
 
-    prefill = half a step if one is under way + steps · (base + per_decode · decoding) + per_prefill_token · T
-    T       = prompt tokens handed to the engine and not computed (less half a fed step where others wait ahead)
-              + those ahead in the node's queue + its own
-    steps   = T / tokens per step, at least one: with others ahead in the queue what a step is fed (`feed_tokens`), else
-              what one holds beside those that decode
+    prefill = what is left of the step under way + steps · (base + per_decode · decoding) + per_prefill_token · T
+    T       = prompt tokens handed to the engine that the step under way does not compute + those ahead in the node's
+              queue + its own (+ half of what is left of its own last step, where others wait: those behind it fill it)
+    steps   = T / tokens per step, at least one, and at least one more where steps are put together ahead: with others
+              ahead in the queue what a step is fed (`feed_tokens`), else what one holds beside those that decode
+    prefill / (1 - share of the engine's time that prompts of those take who cannot leave), for one that waits and can
     TTFT    = prefill, or if a sequence or KV cache has to be freed first the longer of prefill and wait + its own step
+            + what a first token takes beside its steps (`first_token_s`: to the engine, back, and into text)
     wait    = the longer of: sequences missing / sequences finishing per second, and cache missing / cache freed per
-              second, where a request may fill the cache up to its `kv_share`
+              second, where a request may fill the cache up to its `kv_limit`; of what is freed, those who cannot leave
+              take theirs first
 
 The terms are those of vLLM's scheduler: prompts are computed first come, first served, in what a step's token budget
 leaves. A term that has not been measured makes the whole answer unknown. This is the likely value: what is to be added
-to be seldom wrong (the observer's slack, `Limits.wait_doubt`, work that overtakes) is the policy's part.
+to be seldom wrong (the observer's doubt, `Limits.wait_doubt`) is the policy's part.
 """
 
 from __future__ import annotations
@@ -21,8 +24,12 @@ from dataclasses import dataclass
 
 from node.routing.values import EngineLoad, Features, Limits, QueueLoad
 
+_LEAST_FEED_S = 0.05
+_FEED_STEPS = 12.0  # times what a step takes without prompts: a twelfth of the engine's time is the price of short ones
 _LEAST_FEED_TOKENS = 512.0  # in a step however long it takes: below that the fixed part of steps eats the engine
 _PINNED_LEAVES = 0.33  # of what others leave free in the KV cache, for what runs to grow into
+_MOST_PINNED_SHARE = 0.5  # of the engine's time: beyond that, no forecast
+_LEAST_LEFT = 0.1  # of what is freed, to those who are not pinned
 _DEFAULTS = Limits()
 
 
@@ -37,22 +44,39 @@ class Forecast:
     wait_s: float
 
 
-def kv_share(features: Features, limits: Limits) -> float:
-    """The share of the KV cache that may be filled, the request included.
+def kv_limit(features: Features, engine: EngineLoad, queue: QueueLoad, limits: Limits) -> float | None:
+    """Tokens the KV cache may hold, the request's prompt included; None where the cache's size is not known.
 
-    One that cannot leave may fill two thirds of what others have to leave free, too.
+    One that cannot leave may fill two thirds of what others have to leave free, too. One that can leaves room for those
+    who are expected and cannot, for what runs to grow into, and for its own answer.
     """
-    return limits.kv_share if features.may_leave else 1.0 - (1.0 - limits.kv_share) * _PINNED_LEAVES
+    if engine.kv_tokens is None:
+        return None
+    pinned = engine.kv_tokens * (1.0 - (1.0 - limits.kv_share) * _PINNED_LEAVES)
+    if not features.may_leave:
+        return pinned
+    most = min(engine.kv_tokens * limits.kv_share, pinned - queue.reserved_kv_tokens)
+    return most - queue.growth_tokens - 0.5 * features.output_tokens_estimate
 
 
 def feed_tokens(engine: EngineLoad, limits: Limits) -> float:
-    """Prompt tokens in a step that takes `limits.feed_s`, at least a few and at most what one holds."""
+    """Prompt tokens to feed a step: at least a few and at most what one holds.
+
+    Such a step takes a fixed multiple of one without prompts, so that their cost is a fixed share, but no longer than
+    `limits.feed_s`: whoever comes while it is under way waits for all of it.
+    """
     most = float(max(1, engine.max_batched_tokens - engine.running))
     step = engine.step
     if step is None or step.per_prefill_token_s <= 0.0:
         return most
-    room_s = limits.feed_s - step.step_s(engine.running, 0)
-    return min(most, max(_LEAST_FEED_TOKENS, room_s / step.per_prefill_token_s))
+    without_s = step.step_s(engine.running, 0)
+    feed_s = min(limits.feed_s, max(_LEAST_FEED_S, _FEED_STEPS * without_s))
+    return min(most, max(_LEAST_FEED_TOKENS, (feed_s - without_s) / step.per_prefill_token_s))
+
+
+def beyond_step(engine: EngineLoad, queue: QueueLoad) -> int:
+    """Prompt tokens the engine has been handed that the step under way does not compute."""
+    return max(0, engine.queued_prefill_tokens + queue.entering_tokens - engine.stepping_tokens)
 
 
 def predict_ttft_s(
@@ -68,22 +92,32 @@ def predict_ttft_s(
     wait_s = _wait_s(features, engine, queue, limits)
     if wait_s is None:
         return None
-    handed = float(engine.queued_prefill_tokens + queue.entering_tokens)
-    if queue.sequences_ahead:
-        # What the step under way computes counts until it ends, and half of that is done on average.
-        handed -= 0.5 * min(handed, feed_tokens(engine, limits))
-    tokens = handed + queue.prompt_tokens_ahead + features.uncached_tokens_estimate * features.choices
+    left_s, before = 0.0, 0
+    if engine.running or engine.stepping_tokens:
+        left_s = max(0.0, step.step_s(engine.running, engine.stepping_tokens) - engine.stepping_s)
+        before = engine.steps_ahead
+    own_tokens = features.uncached_tokens_estimate * features.choices
+    tokens = float(beyond_step(engine, queue) + queue.prompt_tokens_ahead + own_tokens)
     # What is computed ahead of it will decode beside it; half of them do so on average.
     decoding = min(engine.max_sequences, engine.running + queue.sequences_ahead / 2)
-    per_step = feed_tokens(engine, limits) if queue.prompt_tokens_ahead else engine.max_batched_tokens - decoding
-    steps = max(1, math.ceil(tokens / max(1.0, per_step)))
-    # A step under way has to end first: half of one on average, if there is one.
-    under_way_s = 0.5 * step.step_s(engine.running, 0) if engine.running else 0.0
-    prefill_s = under_way_s + steps * (step.base_s + step.per_decode_s * decoding) + step.per_prefill_token_s * tokens
+    if queue.prompt_tokens_ahead:
+        per_step = feed_tokens(engine, limits)
+        steps = max(1 + before, math.ceil(tokens / per_step))
+        tokens = 0.5 * (tokens + max(tokens, steps * per_step))
+    else:
+        steps = max(1 + before, math.ceil(tokens / max(1.0, engine.max_batched_tokens - decoding)))
+    prefill_s = left_s + steps * (step.base_s + step.per_decode_s * decoding) + step.per_prefill_token_s * tokens
+    if features.may_leave and queue.sequences_ahead:
+        prefill_s /= 1.0 - min(_MOST_PINNED_SHARE, pinned_share(engine, queue))
     if wait_s > 0.0:
         own_s = step.step_s(engine.running, features.uncached_tokens_estimate)
-        return Forecast(max(prefill_s, wait_s + own_s), wait_s)
-    return Forecast(prefill_s, 0.0)
+        return Forecast(max(prefill_s, wait_s + own_s) + engine.first_token_s, wait_s)
+    return Forecast(prefill_s + engine.first_token_s, 0.0)
+
+
+def pinned_share(engine: EngineLoad, queue: QueueLoad) -> float:
+    """The share of the engine's time that prompts of those who cannot leave lately asked for."""
+    return 0.0 if engine.step is None else engine.step.per_prefill_token_s * queue.pinned_tokens_per_s
 
 
 def _wait_s(features: Features, engine: EngineLoad, queue: QueueLoad, limits: Limits) -> float | None:
@@ -97,20 +131,24 @@ def _wait_s(features: Features, engine: EngineLoad, queue: QueueLoad, limits: Li
     missing = engine.in_flight + queue.sequences_ahead + features.choices - engine.max_sequences
     over = 0.0
     used = 0.0
-    if engine.kv_tokens is not None and engine.kv_cache_usage is not None:
+    limit = kv_limit(features, engine, queue, limits)
+    if limit is not None and engine.kv_tokens is not None and engine.kv_cache_usage is not None:
         used = engine.kv_cache_usage * engine.kv_tokens
         wanted = engine.queued_prefill_tokens + queue.entering_tokens + queue.kv_tokens_ahead
-        over = used + wanted + features.prompt_tokens_estimate - engine.kv_tokens * kv_share(features, limits)
+        over = used + wanted + features.prompt_tokens_estimate - limit
     if missing <= 0 and (over <= 0.0 or used <= 0.0):
         return 0.0
     if not engine.sequences_per_s or engine.step is None:
         return None
+    overtaking = features.may_leave
     if missing > 0:
-        wait_s = missing / engine.sequences_per_s
+        per_s = engine.sequences_per_s
+        left_per_s = per_s - (queue.pinned_per_s if overtaking else 0.0)
+        wait_s = missing / max(left_per_s, _LEAST_LEFT * per_s)
     if over > 0.0 and used > 0.0:
         freed = engine.sequences_per_s * (used / running + features.output_tokens_estimate / 2)
-        grown = running / engine.step.step_s(running, 0)
-        wait_s = max(wait_s, over / max(freed - grown, 0.1 * freed))
+        taken = running / engine.step.step_s(running, 0) + (queue.pinned_tokens_per_s if overtaking else 0.0)
+        wait_s = max(wait_s, over / max(freed - taken, _LEAST_LEFT * freed))
     return wait_s
 
 

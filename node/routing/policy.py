@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from node.money import Usage
-from node.routing.forecast import feed_tokens, kv_share, predict_total_s, predict_ttft_s, prompt_work_s
+from node.routing.forecast import (
+    beyond_step,
+    feed_tokens,
+    kv_limit,
+    pinned_share,
+    predict_total_s,
+    predict_ttft_s,
+    prompt_work_s,
+)
+from node.routing.observer import doubted_s
 from node.routing.permit import worst_case_nano_usd
 from node.routing.values import (
     CloudOption,
@@ -30,6 +39,13 @@ class Policy(Protocol):
 
     def decide(self, features: Features, snapshot: Snapshot, now_s: float) -> Decision:
         """Where `features` should go, given `snapshot`, at `now_s`. Changes nothing."""
+
+    def is_worth_asking(self, features: Features, snapshot: Snapshot) -> bool:
+        """Whether one that waits, whose time to be asked again has not come, might be told anything but to wait on.
+
+        False saves a decision for every step of the engine.
+        """
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +74,16 @@ class _Outlook:
     late: bool | None
 
 
-_MOST_OVERTAKEN = 0.75
+_FEED_AHEAD = 8  # sequences the engine can run for each that it may hold beyond them
+_PINNED_COUNTS = 0.5  # of the share of the engine's time that pinned prompts ask for, what others' feed is cut by
+_LEAST_FEED = 0.25  # of a feed: a cut below that is no feed at all
+_RESCUE = 0.6  # of the doubt: how sure one that stays has to be to go on staying
 _HOPE = 1.5  # a prediction this many times what is left of the budget is not worth waiting for
 _WORTH_MORE = 1.1  # how much more another request must be worth to send a waiting one away in its place
 
 
 @dataclass(frozen=True, slots=True)
-class OverflowPolicy:
+class OverflowPolicy(Policy):
     """Local while it keeps the promise, the cloud at the last safe moment, and never out of turn.
 
     First match wins:
@@ -76,10 +95,11 @@ class OverflowPolicy:
      4. Engine ready, below the hard limits, room in it, nobody ahead, and the predicted TTFT (and total time, if
         budgeted) inside the budget: local. An engine too cold to predict is trusted while it has room.
      5. Otherwise wait in the node's own queue. The last safe moment to leave is deadline - the provider's
-        high-percentile TTFT - margin. At that moment those stay whose turn is predicted to come in time, for good
-        (though not past `give_up_s`); the others go to the cloud. Before it, one that would be late takes the place of
-        a waiting one ahead of it that is cheaper to send away, if that is enough; and if it would be late by far, it
-        leaves at once.
+        high-percentile TTFT - margin. At that moment those stay whose turn is predicted to come in time; the others go
+        to the cloud. One that stayed is asked again now and then, and leaves if its turn no longer comes in time while
+        the cloud still may answer so. Before the last safe moment, one that would be late takes the place of a waiting
+        one ahead of it that is cheaper to send away, if that is enough; and if it would be late by far, it leaves at
+        once.
      6. Cloud refused (pinned, no provider, unknown price, cost cap): room in the engine is taken even if late; else
         wait up to `give_up_s`, then refuse, naming the rule. Where only the provider was away, it is asked for once
         more at the last safe moment.
@@ -137,18 +157,19 @@ class OverflowPolicy:
             leave_at_s = None
         return Decision(target=Target.WAIT, reason=rule, leave_at_s=leave_at_s, predicted_ttft_s=outlook.ttft_s)
 
+    def is_worth_asking(self, features: Features, snapshot: Snapshot) -> bool:
+        """Unless there is just no room for it."""
+        engine = snapshot.engine
+        return engine is None or self._obstacle(features, snapshot, engine) is not Reason.NO_SLOT
+
     def _outlook(self, features: Features, snapshot: Snapshot, engine: EngineLoad, now_s: float) -> _Outlook:
         obstacle = self._obstacle(features, snapshot, engine)
         forecast = predict_ttft_s(features, engine, snapshot.queue, self.limits)
         if forecast is None:
             return _Outlook(obstacle, None, None)
         spent_s = now_s - features.arrived_s
-        if obstacle is None:
-            cautious_ttft_s = forecast.ttft_s + engine.ttft_slack_s
-        else:
-            cautious_ttft_s = forecast.ttft_s * _overtaken(features, engine, snapshot.queue)
-            cautious_ttft_s += engine.queue_slack_s
-        cautious_ttft_s += forecast.wait_s * self.limits.wait_doubt
+        doubt = engine.ttft_doubt if obstacle is None else engine.queue_doubt
+        cautious_ttft_s = doubted_s(forecast.ttft_s, doubt) + forecast.wait_s * self.limits.wait_doubt
         late = spent_s + cautious_ttft_s > features.ttft_budget_s
         if not late and features.latency_budget_s is not None:
             total_s = predict_total_s(features, engine, cautious_ttft_s)
@@ -181,24 +202,32 @@ class OverflowPolicy:
             return False
         if engine.in_flight == 0:
             return True  # an empty engine takes one wider than itself; nothing else could ever make room for it
+        pinned = not features.may_leave
         most = engine.max_sequences
         step = engine.step
         if self.limits.tpot_budget_s is not None and step is not None and step.per_decode_s > 0:
             most = min(most, max(1, int((self.limits.tpot_budget_s - step.base_s) / step.per_decode_s)))
-        if features.choices > most + self.limits.feed_ahead - engine.in_flight:
+        reserved = 0.0 if pinned else min(queue.reserved_sequences, most / 2)
+        ahead = max(1, most // _FEED_AHEAD) if self.limits.feed_ahead is None else self.limits.feed_ahead
+        if features.choices > most + ahead - reserved - engine.in_flight:
             return False
-        feed = 2.0 * feed_tokens(engine, self.limits)  # a step under way, and one to follow
-        queued_tokens = engine.queued_prefill_tokens + queue.entering_tokens
-        if queued_tokens >= feed:
+        # A feed for each step that is not put together yet when the one under way ends, or when the first begins.
+        idle = engine.running == 0 and engine.stepping_tokens == 0
+        feed = feed_tokens(engine, self.limits) * (1 + engine.steps_ahead + idle)
+        if not pinned:
+            left = 1.0 - _PINNED_COUNTS * pinned_share(engine, queue)
+            if left < _LEAST_FEED:
+                return False
+            feed *= left
+        # One that shared its step with another would be as late as both of them take.
+        waiting_tokens = beyond_step(engine, queue)
+        if waiting_tokens and waiting_tokens + features.uncached_tokens_estimate > feed:
             return False
-        # One that waits in the engine would share its step with this one, and be as late as both of them take.
-        shares = engine.in_flight > engine.running
-        if shares and queued_tokens + features.uncached_tokens_estimate > feed:
-            return False
-        if engine.kv_tokens is None or engine.kv_cache_usage is None or engine.running == 0:
+        limit = kv_limit(features, engine, queue, self.limits)
+        if limit is None or engine.kv_tokens is None or engine.kv_cache_usage is None or engine.running == 0:
             return True
-        held = engine.kv_cache_usage * engine.kv_tokens + queued_tokens
-        return held + features.prompt_tokens_estimate <= engine.kv_tokens * kv_share(features, self.limits)
+        held = engine.kv_cache_usage * engine.kv_tokens + engine.queued_prefill_tokens + queue.entering_tokens
+        return held + features.prompt_tokens_estimate <= limit
 
     def _leave_or_wait(
         self,
@@ -231,8 +260,7 @@ class OverflowPolicy:
         elif not outlook.late:
             pass  # its turn comes in time: past the last safe moment it stays for good
         elif queue.kept:
-            # It was to come in time and does not. Elsewhere it would be late too; but perhaps less.
-            leave = None if _is_sooner(engine, ttft_s, option) else Reason.LAST_MOMENT
+            leave = Reason.LAST_MOMENT if self._is_better_off(features, engine, option, ttft_s, now_s) else None
         elif not safe:
             leave = Reason.LAST_MOMENT
         else:
@@ -255,6 +283,20 @@ class OverflowPolicy:
             predicted_ttft_s=ttft_s,
         )
 
+    def _is_better_off(
+        self, features: Features, engine: EngineLoad, option: CloudOption, ttft_s: float | None, now_s: float
+    ) -> bool:
+        """Whether one that stayed past its last safe moment should leave after all.
+
+        It was to come in time and does not. As long as the cloud is more likely than not to be in time, it leaves;
+        later, it would be late there too, and goes where it is likely to be less so.
+        """
+        assert ttft_s is not None
+        left_s = features.arrived_s + features.ttft_budget_s - now_s
+        if doubted_s(ttft_s, _RESCUE * engine.queue_doubt) <= left_s:
+            return False
+        return option.ttft_likely_s + self.limits.margin_s < left_s or not _is_sooner(engine, ttft_s, option)
+
     def _to_displace(
         self,
         features: Features,
@@ -272,7 +314,7 @@ class OverflowPolicy:
             return None
         room = max(1, engine.max_batched_tokens - engine.running)
         spared_s = other.prompt_tokens * (step.per_prefill_token_s + step.base_s / room)
-        return other.request_id if ttft_s - spared_s + engine.queue_slack_s <= left_s else None
+        return other.request_id if doubted_s(max(0.0, ttft_s - spared_s), engine.queue_doubt) <= left_s else None
 
     def _last_moment_s(self, features: Features, option: CloudOption) -> float:
         """The latest time at which leaving for `option` still meets the first-token deadline."""
@@ -282,22 +324,9 @@ class OverflowPolicy:
         return features.arrived_s + budget_s - option.ttft_high_s - self.limits.margin_s
 
 
-def _overtaken(features: Features, engine: EngineLoad, queue: QueueLoad) -> float:
-    """How much longer one that waits and can leave will wait, for those who come meanwhile and go first: a factor.
-
-    Prompts of theirs take their time once; where sequences are short, what finishes goes to them first, for good.
-    """
-    if not features.may_leave or engine.step is None:
-        return 1.0
-    factor = 1.0 + min(1.0, engine.step.per_prefill_token_s * queue.pinned_tokens_per_s)
-    if engine.sequences_per_s and engine.in_flight >= engine.max_sequences:
-        factor = max(factor, 1.0 / (1.0 - min(_MOST_OVERTAKEN, queue.pinned_per_s / engine.sequences_per_s)))
-    return factor
-
-
 def _is_sooner(engine: EngineLoad, ttft_s: float | None, option: CloudOption) -> bool:
     """Whether a request that will be late either way is likely to be answered sooner here."""
-    return ttft_s is not None and ttft_s + engine.ttft_slack_s <= option.ttft_high_s
+    return ttft_s is not None and doubted_s(ttft_s, engine.ttft_doubt) <= option.ttft_high_s
 
 
 def _worth(features: Features, engine: EngineLoad, option: CloudOption) -> float | None:

@@ -2,11 +2,12 @@
 
     step seconds ≈ base + per_decode · (decoding sequences) + per_prefill_token · (prompt tokens in the step)
                    + per_kv_token · (tokens in the KV cache as it begins)
+                   + per_prefill_pair · (prompt tokens in the step, each with all before it in its prompt)
 
 The form is that of vLLM's continuous batching with chunked prefill: every step serves each decoding sequence once and
-fills what is left of its token budget with prompt tokens, first come, first served. Attention reads all that is in the
-KV cache. Where the last term is 0 (what the node learns as it goes, and the derived profiles), that is part of
-`per_decode`, for sequences of their usual length.
+fills what is left of its token budget with prompt tokens, first come, first served. The last two are
+attention, which reads all that came before. Where they are 0 (what the node learns as it goes, and the derived
+profiles), that is part of `per_decode` and `per_prefill_token`, for sequences of their usual length.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ class StepModel:
     per_decode_s: float
     per_prefill_token_s: float
     per_kv_token_s: float = 0.0
+    per_prefill_pair_s: float = 0.0
 
-    def step_s(self, decoding: int, prefill_tokens: int, kv_tokens: float = 0.0) -> float:
+    def step_s(self, decoding: int, prefill_tokens: int, kv_tokens: float = 0.0, prefill_pairs: float = 0.0) -> float:
         """Seconds for a step with `decoding` sequences and `prefill_tokens` prompt tokens in it."""
         return (
             self.base_s
             + self.per_decode_s * decoding
             + self.per_prefill_token_s * prefill_tokens
             + self.per_kv_token_s * kv_tokens
+            + self.per_prefill_pair_s * prefill_pairs
         )
 
 

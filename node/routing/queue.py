@@ -15,6 +15,7 @@ from node.routing.running_sums import RunningSums
 from node.routing.values import Features, Leaver, QueueLoad
 
 _BUCKET = 64
+_LETS_PASS_S = 30.0
 _FEW = 64  # outdated entries that are not worth clearing away
 
 Rank = tuple[int, float, float, float, str]
@@ -27,7 +28,8 @@ class Waiter:
     `ask_at_s` is when it must be decided again if no slot has opened. `kept` says that it stays for good: past its last
     safe moment, or because it may not leave at all. `worth` is what its leaving would cost, in nano-dollars per second
     its prompt takes here, None when it is kept. `due_s` is its place in the order of service: its deadline, or later
-    because its caller has asked for more than its share.
+    because its caller has asked for more than its share. `late` says of one that cannot leave that it will not have its
+    first token in time any more.
     """
 
     features: Features
@@ -35,14 +37,20 @@ class Waiter:
     kept: bool = False
     worth: float | None = None
     due_s: float = 0.0
+    late: bool = False
 
     @property
     def rank(self) -> Rank:
-        """Those who cannot leave first, then those who stay; among equals as due, then by deadline, then by arrival."""
+        """Those who cannot leave first, then those who stay; among equals as due, then by deadline, then by arrival.
+
+        Of those who cannot leave, the late ones let those pass who can still be in time, but nobody for longer than
+        `_LETS_PASS_S`: in an overload as few as possible are late, and the late ones are not forgotten.
+        """
         features = self.features
         deadline_s = features.arrived_s + features.ttft_budget_s
         order = 0 if not features.may_leave else 1 if self.kept else 2
-        return (order, max(deadline_s, self.due_s), deadline_s, features.arrived_s, features.request_id)
+        due_s = max(deadline_s, self.due_s) + (_LETS_PASS_S if self.late else 0.0)
+        return (order, due_s, deadline_s, features.arrived_s, features.request_id)
 
 
 class _Bucket:
@@ -161,14 +169,13 @@ class WaitingQueue:
             heapq.heappush(self._by_time, (waiter.ask_at_s, request_id))
         return list(found.values())
 
-    def load_for(
-        self, waiter: Waiter, entering_tokens: int = 0, pinned_per_s: float = 0.0, pinned_tokens_per_s: float = 0.0
-    ) -> QueueLoad:
-        """The queue as `waiter` sees it, whether it is in it or not: the whole depth, and what ranks before it."""
+    def load_for(self, waiter: Waiter, **beside: float) -> QueueLoad:
+        """The queue as `waiter` sees it, whether it is in it or not: the whole depth, and what ranks before it.
+
+        Whatever of a `QueueLoad` is no matter of the queue comes from `beside`, by name.
+        """
         if not self._waiters:
-            return QueueLoad(
-                entering_tokens=entering_tokens, pinned_per_s=pinned_per_s, pinned_tokens_per_s=pinned_tokens_per_s
-            )
+            return QueueLoad(**beside)  # type: ignore[arg-type]
         known = self._waiters.get(waiter.features.request_id)
         rank = known[0] if known is not None and known[1] is waiter else waiter.rank
         index = self._index(rank)
@@ -182,10 +189,8 @@ class WaitingQueue:
             sequences_ahead=sequences + sum(bucket.sequences[:at]),
             prompt_tokens_ahead=prompt_tokens + sum(bucket.prompt_tokens[:at]),
             kv_tokens_ahead=kv_tokens + sum(bucket.kv_tokens[:at]),
-            entering_tokens=entering_tokens,
-            pinned_per_s=pinned_per_s,
-            pinned_tokens_per_s=pinned_tokens_per_s,
             cheapest=self._cheapest(rank),
+            **beside,  # type: ignore[arg-type]
         )
 
     def _running_sums(self) -> RunningSums:

@@ -1,4 +1,4 @@
-"""What a provider's time to first token is likely to be: a high percentile of what was measured lately."""
+"""What a provider's time to first token is likely to be: percentiles of what was measured lately."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from node.routing.quantiles import FadingQuantiles
 
 _HALF_LIFE_S = 300.0
 _ENOUGH = 32.0  # a 99th percentile of fewer is the luck of the first answers, and they come before the crowd
-_HIGH_SHARE = 0.99
+HIGH_SHARE = 0.99
 
 
 class ProviderTtft:
@@ -24,12 +24,16 @@ class ProviderTtft:
         """Take in one measured TTFT."""
         self._seen.add(ttft_s, now_s)
 
-    def high_s(self, now_s: float) -> float:
-        """What 99 of 100 of its first tokens do not exceed, or the assumption."""
+    def high_s(self, now_s: float, share: float = HIGH_SHARE) -> float:
+        """What `share` of its first tokens do not exceed, or the assumption."""
         weight = self._seen.weight_at(now_s)
         if weight < _ENOUGH:
             worst = self._seen.quantile(1.0) if weight > 0.5 else None
             return max(self._assumed_s, worst or 0.0)
-        found = self._seen.quantile(_HIGH_SHARE)
+        found = self._seen.quantile(share)
         assert found is not None
         return found
+
+    def likely_s(self, now_s: float) -> float:
+        """What half of them do not exceed, or the assumption."""
+        return self.high_s(now_s, 0.5)

@@ -145,9 +145,12 @@ class EngineLoad:
     sequences the node has given it and not got back; it is the node's own count, never stale, while `running`
     and `waiting` are the scheduler's, as of its last step. `kv_cache_usage` is the used share of the KV cache without
     what prompts not yet computed will fill, and `kv_tokens` what it holds. `step` is the learned step model,
-    `max_batched_tokens` what one step holds at most. `sequences_per_s` is how fast sequences finish. `ttft_slack_s` is
-    added to a predicted TTFT to get one that is seldom exceeded, `queue_slack_s` to that of a request that has to wait
-    in the node's queue.
+    `max_batched_tokens` what one step holds at most. The step under way computes `stepping_tokens` of the prompts and
+    has done so for `stepping_s`; with `steps_ahead` 1 the one after it is already put together. `sequences_per_s` is
+    how fast sequences finish, `tpot_s` how long one lately took per token. `ttft_doubt` makes of a predicted TTFT one
+    that is seldom exceeded (`node.routing.observer.doubted_s`), `queue_doubt` of that of a request that has to wait in
+    the node's queue. `first_token_s` is what a first token takes beside its steps: into tokens, to the engine and
+    back, and whatever else the step model does not see.
     """
 
     state: EngineState
@@ -162,9 +165,14 @@ class EngineLoad:
     step: StepModel | None = None
     max_batched_tokens: int = 8192
     kv_tokens: int | None = None
+    stepping_tokens: int = 0
+    stepping_s: float = 0.0
+    steps_ahead: int = 0
     sequences_per_s: float | None = None
-    ttft_slack_s: float = 0.3
-    queue_slack_s: float = 0.3
+    tpot_s: float | None = None
+    ttft_doubt: float = 0.3
+    queue_doubt: float = 0.3
+    first_token_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +211,9 @@ class QueueLoad:
     entering_tokens: int = 0
     pinned_per_s: float = 0.0
     pinned_tokens_per_s: float = 0.0
+    reserved_sequences: float = 0.0
+    reserved_kv_tokens: float = 0.0
+    growth_tokens: float = 0.0
     cheapest: Leaver | None = None
 
 
@@ -210,9 +221,9 @@ class QueueLoad:
 class CloudOption:
     """One declared cloud equivalent of the model, as it stands now.
 
-    `ttft_high_s` is the high percentile of its measured time to first token; before the first measurement the
-    settings' assumption stands in. `available` is false while the provider is paused, isolated or its breaker open.
-    `price` None means unknown, and an unknown price is never spent.
+    `ttft_high_s` is a high percentile of its measured time to first token, `ttft_likely_s` the median; before the first
+    measurements the settings' assumption stands in for both. `available` is false while the provider is paused,
+    isolated or its breaker open. `price` None means unknown, and an unknown price is never spent.
     """
 
     provider: str
@@ -222,6 +233,7 @@ class CloudOption:
     max_output_tokens: int | None
     price: Price | None
     ttft_high_s: float
+    ttft_likely_s: float
     available: bool = True
     weight: float = 1.0
 
@@ -242,23 +254,31 @@ class Limits:
     """The operator's settings that routing obeys. The first three are hard limits: beyond them load counts as exceeded.
 
     `feed_ahead` is how many sequences beyond `max_sequences` the engine may hold, so that it never idles between two of
-    ours. `feed_s` is how long a step full of prompts should take: no more is handed over than keeps such steps going,
-    and the rest waits in the node's own queue, where it can still be overtaken and leave. `kv_share` is how much of the
-    KV cache is filled with prompts: the rest is left for what runs to grow into, except that those who cannot leave may
-    have a part of it. `wait_doubt` is the share added to a wait for others to finish, which is known only on average.
-    `margin_s` is taken off the last safe moment for our own work. `tpot_budget_s` bounds how many sequences may decode
-    together: a step with that many takes no longer.
+    ours; None: an eighth of them. `feed_s` is how long a step full of prompts may take: no more is handed over than
+    keeps such steps going, and the rest waits in the node's own queue, where it can still be overtaken and leave.
+    `kv_share` is how much of the KV cache is filled: the rest is left for what runs to grow into beyond what is
+    expected, except that those who cannot leave may have a part of it. `wait_doubt` is the share added to a wait for
+    others to finish, which is known only on average. `margin_s` is taken off the last safe moment for our own work.
+    `tpot_budget_s` bounds how many sequences may decode together: a step with that many takes no longer.
     """
 
     max_queue_depth: int | None = None
     max_kv_cache_usage: float | None = 0.98
     min_free_vram_bytes: int | None = None
-    feed_ahead: int = 1
-    feed_s: float = 0.2
-    kv_share: float = 0.85
+    feed_ahead: int | None = None
+    feed_s: float = 0.15
+    kv_share: float = 0.92
     wait_doubt: float = 0.5
     margin_s: float = 0.1
     tpot_budget_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """At `made_at_s` the first token was expected `ttft_s` later."""
+
+    made_at_s: float
+    ttft_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,8 +289,9 @@ class Decision:
     decided again (None: it stays; ask again at its deadline and at `give_up_s`), and `worth` what its leaving would
     cost, in nano-dollars per second its prompt takes here (None: it may not leave any more, or the engine is too cold
     to tell). `displaces` is a waiting request that leaves in this one's place. `predicted_ttft_s` is the local
-    prediction, None when the engine is too cold to know; `expected_at_s`, for one that waited, the time at which its
-    first token was expected when it was told to wait, or to stay for good. `retry_after_s` goes with `Target.REFUSE`.
+    prediction, None when the engine is too cold to know; `expected`, for one that waited, what was predicted when it
+    was told to wait, or to stay for good. `was_kept` says that it had been told that, whatever it does now.
+    `retry_after_s` goes with `Target.REFUSE`.
     """
 
     target: Target
@@ -280,5 +301,6 @@ class Decision:
     worth: float | None = None
     displaces: str | None = None
     predicted_ttft_s: float | None = None
-    expected_at_s: float | None = None
+    expected: Expectation | None = None
+    was_kept: bool = False
     retry_after_s: float | None = None

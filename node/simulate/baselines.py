@@ -81,7 +81,7 @@ def _away(option: CloudOption, reason: Reason, ttft_s: float | None = None) -> D
 
 
 @dataclass(frozen=True, slots=True)
-class LocalOnly:
+class LocalOnly(Policy):
     """Everything here, however late."""
 
     def decide(self, features: Features, snapshot: Snapshot, now_s: float) -> Decision:
@@ -90,7 +90,7 @@ class LocalOnly:
 
 
 @dataclass(frozen=True, slots=True)
-class CloudOnly:
+class CloudOnly(Policy):
     """Everything that may leave, leaves."""
 
     def decide(self, features: Features, snapshot: Snapshot, now_s: float) -> Decision:
@@ -100,7 +100,7 @@ class CloudOnly:
 
 
 @dataclass(frozen=True, slots=True)
-class FixedDepth:
+class FixedDepth(Policy):
     """The cloud while more than `depth` requests wait in the engine for their first step."""
 
     depth: int
@@ -118,7 +118,7 @@ CLOUD_TOKENS_PER_S = 60.0
 
 
 @dataclass(slots=True)
-class Spillover:
+class Spillover(Policy):
     """llama-swap's selector with the engine and the cloud as its two targets (`internal/server/selector.go`).
 
     The engine is loaded, so it is among the active targets; the cloud is while a call to it is open. While the least
@@ -167,7 +167,7 @@ class Spillover:
 
 
 @dataclass(slots=True)
-class AdmissionLimits:
+class AdmissionLimits(Policy):
     """vLLM's `max_num_queued_reqs` and `max_num_queued_tokens`; what they refuse goes to the cloud, at no loss of time.
 
     The first counts waiting and running requests: `requests`, by default as many as run at a time. The second is meant
@@ -214,7 +214,7 @@ def _prefill_tokens_per_s(engine: EngineLoad) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class PredictedTtft:
+class PredictedTtft(Policy):
     """The cloud when the TTFT predicted on arrival, behind all that is in the engine, is over `factor` of the budget.
 
     The prediction is the node's own, without a queue of the node. An engine too cold to predict is trusted while a
@@ -243,7 +243,7 @@ _FLOOR, _STEP = 0.05, 0.05
 
 
 @dataclass(slots=True)
-class AimdShare:
+class AimdShare(Policy):
     """control-layer's share of traffic for the engine, with its defaults (`onwards/src/aimd.rs`). Of the last 100 local
     answers, at least 20: more than a tenth late, and the share is cut to 0.8 of it and a new window begun; at most 3 %
     late for 30 s, and it is up by a twentieth. At most one change in 30 s, never below 5 %, and up by a twentieth for
@@ -319,7 +319,7 @@ class AimdShare:
 
 
 @dataclass(frozen=True, slots=True)
-class CostAndLatency:
+class CostAndLatency(Policy):
     """The rule as it is often told: local if the model's nominal latency fits the latency budget, else the cloud if its
     price fits the cost budget, else local all the same. How loaded the engine is does not enter.
 

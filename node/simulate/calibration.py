@@ -94,7 +94,7 @@ def fit(steps: Sequence[TimedStep], cache: Cache | None = None) -> Fit:
     for _ in range(_PASSES):
         model = _reweighted(model, shuffled, held)
     errors = [
-        abs(model.step_s(step.decoding, step.prefill_tokens, kv_tokens) / step.seconds - 1.0)
+        abs(_step_s(model, step, kv_tokens) / step.seconds - 1.0)
         for step, kv_tokens in zip(shuffled, held, strict=True)
         if step.seconds > 0
     ]
@@ -144,29 +144,38 @@ def _peak(steps: Sequence[TimedStep]) -> float | None:
     return best
 
 
+def _step_s(model: StepModel, step: TimedStep, kv_tokens: float) -> float:
+    return model.step_s(step.decoding, step.prefill_tokens, kv_tokens, step.prefill_pairs)
+
+
 def _reweighted(model: StepModel, steps: Sequence[TimedStep], held: Sequence[float]) -> StepModel:
-    predicted = [
-        model.step_s(step.decoding, step.prefill_tokens, tokens) for step, tokens in zip(steps, held, strict=True)
-    ]
+    predicted = [_step_s(model, step, kv_tokens) for step, kv_tokens in zip(steps, held, strict=True)]
     errors = [step.seconds / expected_s - 1.0 for step, expected_s in zip(steps, predicted, strict=True)]
     bound = _HUBER * _MAD_TO_DEVIATION * statistics.median(map(abs, errors)) + 1e-9
-    start = (model.base_s, model.per_decode_s, model.per_prefill_token_s, model.per_kv_token_s)
+    start = (
+        model.base_s,
+        model.per_decode_s,
+        model.per_prefill_token_s,
+        model.per_kv_token_s,
+        model.per_prefill_pair_s,
+    )
     terms = range(len(start))
     moments = [[0.0 for _ in terms] for _ in terms]
     targets = [0.0 for _ in terms]
     for step, tokens, expected_s, error in zip(steps, held, predicted, errors, strict=True):
         weight = step.count * min(1.0, bound / max(abs(error), 1e-12)) / (expected_s * expected_s)
-        row = (1.0, float(step.decoding), float(step.prefill_tokens), tokens)
+        row = (1.0, float(step.decoding), float(step.prefill_tokens), tokens, step.prefill_pairs)
         for i in terms:
             targets[i] += weight * row[i] * step.seconds
             for j in terms:
                 moments[i][j] += weight * row[i] * row[j]
-    base_s, per_decode_s, per_prefill_token_s, per_kv_token_s = _least(moments, targets, start)
+    base_s, per_decode_s, per_prefill_token_s, per_kv_token_s, per_prefill_pair_s = _least(moments, targets, start)
     return StepModel(
         base_s=max(base_s, 1e-6),
         per_decode_s=per_decode_s,
         per_prefill_token_s=per_prefill_token_s,
         per_kv_token_s=per_kv_token_s,
+        per_prefill_pair_s=per_prefill_pair_s,
     )
 
 

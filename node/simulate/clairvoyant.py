@@ -43,6 +43,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from node.money import Usage
+from node.routing.policy import Policy
 from node.routing.profile import EngineProfile
 from node.routing.values import Decision, Features, Reason, Snapshot, Target
 from node.simulate.engine import Sequence as EngineSequence
@@ -66,7 +67,7 @@ _MOST_PARTS = 128  # a round tries one of so many parts of those in the cloud; a
 
 
 @dataclass(frozen=True, slots=True)
-class HindsightPolicy:
+class HindsightPolicy(Policy):
     """Those in `hand_over_s`, by index into the trace, are handed to the engine then; the others leave at once."""
 
     hand_over_s: Mapping[int, float]

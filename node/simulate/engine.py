@@ -191,6 +191,9 @@ class SimulatedEngine:
             self._chunks.append((sequence, tokens))
             budget -= tokens
         prefill_tokens = sum(tokens for _, tokens in self._chunks)
+        pairs = sum(
+            tokens * (sequence.prompt_tokens - sequence.prompt_left + tokens / 2) for sequence, tokens in self._chunks
+        )
         count = 1
         if not self._chunks:
             while self._ends and self._ends[0][2].gone:
@@ -201,7 +204,7 @@ class SimulatedEngine:
                 count = min(count, _MOST_AS_ONE)
             if self._waiting and (kept or self._waiting[0].from_step > self._number):
                 count = 1  # the next step may have it
-        seconds = profile.step.step_s(decoding, prefill_tokens, kv_tokens + decoding * (count - 1) / 2)
+        seconds = profile.step.step_s(decoding, prefill_tokens, kv_tokens + decoding * (count - 1) / 2, pairs)
         self._began_s = now_s
         self._step = StepReport(now_s + count * seconds, count, seconds, decoding, prefill_tokens)
 

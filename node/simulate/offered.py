@@ -1,11 +1,12 @@
 """How much work a trace offers an engine: 1.0 is as much as the engine can do when it is kept full.
 
-    work of a request = c·p + o·(b + k·h + base/n) + base·p/(B - n)     seconds of engine time
+    work of a request = c·p + a·q + o·(b + k·h + base/n) + base·p/(B - n)     seconds of engine time
     offered load      = work of all requests / time from the first arrival to the last
 
-with p the prompt tokens not in the prefix cache, o the output tokens, h = P + o/2 what it holds in the KV cache while
-it decodes (P is the whole prompt, cached or not), base, b, c and k the step model's coefficients, B
-`max_batched_tokens`, and n the sustained batch: as many sequences as run together when there is always work,
+with p the prompt tokens not in the prefix cache, q = p·(P - p/2) those with all before them (P is the whole prompt,
+cached or not), o the output tokens, h = P + o/2 what it holds in the KV cache while it decodes, base, b, c, k and a the
+step model's coefficients, B `max_batched_tokens`, and n the sustained batch: as many sequences as run together when
+there is always work,
 
     n = min(max_sequences, kv_tokens / r),     r = Σ o·h / Σ o
 
@@ -41,12 +42,11 @@ def offered_load(requests: Sequence[TraceRequest], profile: EngineProfile) -> fl
     step = profile.step
     per_prompt_token_s = step.per_prefill_token_s + step.base_s / max(1.0, profile.max_batched_tokens - batch)
     per_output_token_s = step.per_decode_s + step.base_s / batch
-    work_s = sum(
-        per_prompt_token_s * max(1, each.prompt_tokens - each.prefix_hit_tokens)
-        + each.output_tokens
-        * (per_output_token_s + step.per_kv_token_s * (each.prompt_tokens + each.output_tokens / 2))
-        for each in fitting
-    )
+    work_s = 0.0
+    for each in fitting:
+        own, held = max(1, each.prompt_tokens - each.prefix_hit_tokens), each.prompt_tokens + each.output_tokens / 2
+        work_s += per_prompt_token_s * own + step.per_prefill_pair_s * own * (each.prompt_tokens - own / 2)
+        work_s += (per_output_token_s + step.per_kv_token_s * held) * each.output_tokens
     arrivals = [each.arrival_s for each in requests]
     duration_s = max(arrivals) - min(arrivals)
     return work_s / duration_s if duration_s > 0 else float("inf")

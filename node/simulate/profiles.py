@@ -32,6 +32,7 @@ class _Step(_Entry, frozen=True, kw_only=True, omit_defaults=True):
     per_decode_s: _Seconds
     per_prefill_token_s: _Seconds
     per_kv_token_s: _Seconds = 0.0
+    per_prefill_pair_s: _Seconds = 0.0
 
 
 class _Profile(_Entry, frozen=True, kw_only=True, omit_defaults=True):
@@ -91,6 +92,7 @@ def read_profile(path: Path) -> EngineProfile:
         per_decode_s=form.step.per_decode_s,
         per_prefill_token_s=form.step.per_prefill_token_s,
         per_kv_token_s=form.step.per_kv_token_s,
+        per_prefill_pair_s=form.step.per_prefill_pair_s,
     )
     return EngineProfile(
         name=form.name,
@@ -114,6 +116,7 @@ def write_profile(path: Path, profile: EngineProfile) -> None:
         per_decode_s=profile.step.per_decode_s,
         per_prefill_token_s=profile.step.per_prefill_token_s,
         per_kv_token_s=profile.step.per_kv_token_s,
+        per_prefill_pair_s=profile.step.per_prefill_pair_s,
     )
     form = _Profile(
         name=profile.name,

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 from node.money import Price, Usage
 from node.routing.admission import Admission, Placement
 from node.routing.lengths import OutputLengths
-from node.routing.observer import EngineObserver
 from node.routing.policy import Policy
 from node.routing.profile import EngineProfile
 from node.routing.ttft import ProviderTtft
@@ -26,7 +25,7 @@ from node.routing.values import (
     CloudOption,
     Decision,
     EngineLoad,
-    EngineState,
+    Expectation,
     Features,
     Reason,
     Residency,
@@ -34,7 +33,8 @@ from node.routing.values import (
 )
 from node.simulate.baselines import Observes, Seen
 from node.simulate.engine import Sequence as EngineSequence
-from node.simulate.engine import SimulatedEngine, StepReport
+from node.simulate.engine import StepReport
+from node.simulate.observed import ObservedEngine
 from node.simulate.values import TraceRequest
 
 _MAX_OUTPUT_TOKENS = 1_000_000
@@ -86,7 +86,8 @@ class Fate:
     target: Target
     ttft_s: float | None = None
     predicted_ttft_s: float | None = None
-    expected_at_s: float | None = None
+    expected: Expectation | None = None
+    was_kept: bool = False
     cost_nano_usd: int = 0
 
 
@@ -146,8 +147,9 @@ class _World:
         self.profile = profile
         self.provider = provider
         self.promise = promise
-        self.engine = SimulatedEngine(profile)
-        self.observer = EngineObserver()
+        self.observed = ObservedEngine(profile)
+        self.engine = self.observed.simulated
+        self.observer = self.observed.observer
         self.lengths = OutputLengths()
         self.ttft = ProviderTtft(assumed_s=provider.ttft_median_s * 2)
         self.now_s = 0.0
@@ -159,7 +161,9 @@ class _World:
         self.calls = _Calls(provider)
         self._observer = policy if isinstance(policy, Observes) else None
         self._option: CloudOption | None = None
-        self.admission = Admission(policy=policy, engine=self._load, cloud_options=self._options)
+        self.admission = Admission(
+            policy=policy, engine=self._load, cloud_options=self._options, on_leaving=self._leaving
+        )
 
     def run(self) -> Replay:
         trace, engine, admission = self.trace, self.engine, self.admission
@@ -177,7 +181,7 @@ class _World:
                 break
             self.now_s = now = max(self.now_s, min(known))
             if times[0] is not None and times[0] <= now:
-                self._stepped(engine.step())
+                self._stepped(self.observed.step(now))
             elif times[3] is not None and times[3] <= now:
                 _, answered = heapq.heappop(self.first_tokens)
                 self.ttft.add(self.provider.ttft_s(answered), now)
@@ -254,14 +258,15 @@ class _World:
             Reason.CLOUD_FAILED if again else decision.reason,
             decision.target,
             predicted_ttft_s=decision.predicted_ttft_s,
-            expected_at_s=decision.expected_at_s,
+            expected=decision.expected,
+            was_kept=decision.was_kept,
         )
         self.replay.fates[index] = fate
         self._tell(index)
         if decision.target is Target.LOCAL:
             uncached = max(1, request.prompt_tokens - request.prefix_hit_tokens)
             sequence = EngineSequence(index, request.prompt_tokens, uncached, request.output_tokens)
-            self.engine.submit(sequence, self.now_s)
+            self.observed.submit(sequence, self.now_s)
             self.admission.entered(features.request_id)
         elif decision.target is Target.CLOUD:
             fails_after_s = self.calls.fails_after_s(self.now_s)
@@ -281,17 +286,11 @@ class _World:
             self._promised(index, fate.ttft_s)
             self._tell(index, ttft_s=self.now_s - fate.decided_s)
             if fate.predicted_ttft_s is not None:
-                self.observer.began(self.now_s - fate.decided_s - fate.predicted_ttft_s, queued=False)
-            if fate.expected_at_s is not None:
-                self.observer.began(self.now_s - fate.expected_at_s, queued=True)
-        self.observer.step(
-            decoding=report.decoding,
-            prefill_tokens=report.prefill_tokens,
-            seconds=report.seconds,
-            count=report.count,
-            finished=len(report.finished),
-            full=self.engine.running + len(report.finished) >= self.profile.max_sequences or self.engine.waiting > 0,
-        )
+                took_s = self.now_s - fate.decided_s
+                self.observer.began(predicted_s=fate.predicted_ttft_s, took_s=took_s, queued=False)
+            if fate.expected is not None:
+                took_s = self.now_s - fate.expected.made_at_s
+                self.observer.began(predicted_s=fate.expected.ttft_s, took_s=took_s, queued=True)
         for index in report.finished:
             request = self.trace[index]
             self.lengths.learn(request.client, request.output_tokens)
@@ -301,8 +300,10 @@ class _World:
         self._place(self.admission.let_in(self.now_s))
 
     def _promised(self, index: int, ttft_s: float) -> None:
-        if index not in self.promise.pinned:
-            self.observer.promised(kept=ttft_s <= self.promise.ttft_budget_s)
+        fate = self.replay.fates[index]
+        if index not in self.promise.pinned and fate is not None:
+            here = fate.target is Target.LOCAL or fate.was_kept
+            self.observer.lateness.promised(kept=ttft_s <= self.promise.ttft_budget_s, here=here)
 
     def _tell(self, index: int, *, ttft_s: float | None = None, output_tokens: int | None = None) -> None:
         """A policy that learns from what becomes of its decisions is told."""
@@ -319,25 +320,11 @@ class _World:
             self._observer.observe(seen, self.promise.ttft_budget_s)
 
     def _load(self, in_flight: int) -> EngineLoad:
-        engine, profile, observer = self.engine, self.profile, self.observer
-        running = engine.running
-        return EngineLoad(
-            state=EngineState.READY,
-            capabilities=frozenset(),
-            context_tokens=profile.context_tokens,
-            max_sequences=profile.max_sequences,
-            in_flight=in_flight,
-            running=running,
-            waiting=engine.waiting,
-            kv_cache_usage=(engine.kv_used_tokens - engine.prefilling_left_tokens) / profile.kv_tokens,
-            queued_prefill_tokens=engine.prefill_left_tokens,
-            step=observer.step_model,
-            max_batched_tokens=profile.max_batched_tokens,
-            kv_tokens=profile.kv_tokens,
-            sequences_per_s=observer.sequences_per_s(running),
-            ttft_slack_s=observer.ttft_slack_s,
-            queue_slack_s=observer.queue_slack_s,
-        )
+        return self.observed.load(in_flight, self.now_s)
+
+    def _leaving(self) -> None:
+        self.observer.lateness.leaves()
+        self._option = None
 
     def _options(self, failed: frozenset[str]) -> tuple[CloudOption, ...]:
         if self._option is None:
@@ -348,7 +335,8 @@ class _World:
                 context_tokens=10**9,
                 max_output_tokens=None,
                 price=self.provider.price,
-                ttft_high_s=self.ttft.high_s(self.now_s),
+                ttft_high_s=self.ttft.high_s(self.now_s, self.observer.lateness.cloud_share),
+                ttft_likely_s=self.ttft.likely_s(self.now_s),
             )
         if _CLOUD in failed or not self.calls.is_available(self.now_s):
             return (replace(self._option, available=False),)

@@ -169,6 +169,7 @@ def make_permit(request_id: str = "r1", provider: str = "holy", model: str = "cl
         max_output_tokens=None,
         price=PRICE,
         ttft_high_s=1.0,
+        ttft_likely_s=0.5,
     )
     features = replace(
         REQUEST, request_id=request_id, prompt_tokens_estimate=7, prompt_tokens_bound=40, max_output_tokens=16

@@ -66,7 +66,7 @@ class ScriptedBackend:
 class ScriptedEngine:
     """A local engine with a given load: too cold to predict, unless told how long its steps take.
 
-    `asked` counts how often its load was asked for.
+    `asked` counts how often its load was asked for, `left` how many went to the cloud.
     """
 
     serves: ScriptedBackend = field(default_factory=lambda: ScriptedBackend("local"))
@@ -75,6 +75,7 @@ class ScriptedEngine:
     step: StepModel | None = None
     sequences_per_s: float | None = None
     asked: int = 0
+    left: int = 0
 
     def load(self, in_flight: int) -> EngineLoad:
         """With no step model only its state and its slots count."""
@@ -88,8 +89,13 @@ class ScriptedEngine:
             running=min(in_flight, self.slots),
             step=self.step,
             sequences_per_s=self.sequences_per_s,
-            ttft_slack_s=0.0,
+            ttft_doubt=0.0,
+            queue_doubt=0.0,
         )
+
+    def leaves(self) -> None:
+        """Another one goes to the cloud."""
+        self.left += 1
 
     def backend(self) -> Backend:
         """The one scripted backend."""

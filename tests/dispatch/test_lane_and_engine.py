@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
+from node.routing.policy import Policy
 from node.routing.profile import StepModel
 from node.routing.values import Decision, Features, Reason, Snapshot, Target
 from tests.dispatch.doubles import House, ScriptedBackend, ScriptedEngine, named
@@ -15,7 +16,7 @@ QUICK = StepModel(base_s=0.01, per_decode_s=0.0, per_prefill_token_s=0.0)
 
 
 @dataclass
-class ScriptedPolicy:
+class ScriptedPolicy(Policy):
     """Sends the first to the engine and keeps the others waiting, unless told what to say to whom."""
 
     says: dict[str, Decision] = field(default_factory=dict)
@@ -104,12 +105,10 @@ async def test_one_whose_turn_is_predicted_in_time_does_not_leave_at_its_last_mo
 @in_virtual_time
 async def test_prompts_handed_over_hold_others_back_until_the_engine_has_moved_on() -> None:
     home = house(ScriptedEngine(slots=4, step=PROMPTS_COST, sequences_per_s=1.0))
-    for name in "ab":
-        await home.lane.place(replace(named(name), prompt_tokens_estimate=600))
+    await home.lane.place(replace(named("a"), prompt_tokens_estimate=600))
     waiting = await later(home, named("c"))
     assert not waiting.done()
     home.lane.entered("a")
-    home.lane.entered("b")
     assert not waiting.done()
     home.lane.moved_on()
     assert (await waiting).target is Target.LOCAL

@@ -135,3 +135,13 @@ class Prefills(RuleBasedStateMachine):
 
 
 TestPrefills = Prefills.TestCase
+
+
+def test_pairs_are_those_of_every_prompt_with_its_own_beginning() -> None:
+    engine = Engine()
+    engine.add("long", 1000)
+    engine.add("short", 100)
+    assert engine.queue.pairs(1000) == 1000 * 500
+    engine.step(900)
+    assert engine.queue.pairs(150) == 100 * 950 + 50 * 25
+    assert engine.queue.pairs(500) == 100 * 950 + 100 * 50

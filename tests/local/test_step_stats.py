@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.local.stats import Step, StepStats
+from node.local.stats import Step, StepStats, TimedStep
 from node.routing.profile import StepModel
 
 TRUE = StepModel(base_s=0.01, per_decode_s=0.001, per_prefill_token_s=0.0001)
@@ -23,7 +23,7 @@ def work(count: int) -> list[tuple[int, int]]:
 
 def reported(delays_s: list[float], model: StepModel = TRUE, stats: StepStats | None = None) -> StepStats:
     """Steps that took what `model` says, each report so much later than its step ended, in order."""
-    stats = stats or StepStats(64)
+    stats = stats or StepStats()
     at_s = arrived_s = 0.0
     for (decoding, prefill), delay_s in zip(work(len(delays_s)), delays_s, strict=True):
         at_s += model.step_s(decoding, prefill)
@@ -43,13 +43,13 @@ def is_close(stats: StepStats, rel: float, model: StepModel = TRUE) -> bool:
 
 
 def test_cold_engine_knows_no_rate() -> None:
-    stats = StepStats(4)
+    stats = StepStats()
     assert (stats.rates.step, stats.rates.sequences_per_s) == (None, None)
     assert stats.kv_cache_usage is None
 
 
 def test_gauges_are_those_of_the_last_step() -> None:
-    stats = StepStats(4)
+    stats = StepStats()
     stats.add(step(0.0, running=3, waiting=2))
     assert (stats.running, stats.waiting, stats.kv_cache_usage) == (3, 2, 0.5)
     stats.add(step(9.0, running=0, computed=False))
@@ -80,7 +80,7 @@ def test_answer_whose_reports_all_come_at_its_end_is_learned_step_by_step() -> N
 
 
 def test_steps_after_idling_last_as_long_as_the_engine_says() -> None:
-    stats = StepStats(4)
+    stats = StepStats()
     for number, (decoding, prefill) in enumerate(work(200)):
         took_s = TRUE.step_s(decoding, prefill)
         stats.add(step(number * 500.0, running=0, decoding=decoding, prefill_tokens=prefill, elapsed_s=took_s))
@@ -105,14 +105,14 @@ def test_engine_that_has_become_much_faster_is_believed() -> None:
     assert is_close(reported([0.0] * 40_000, fast, slow), rel=0.1, model=fast)
 
 
-def test_finishing_rate_is_measured_only_while_the_engine_is_full() -> None:
-    stats = StepStats(2)
-    for count in range(40):
-        stats.add(step(count * 0.1, running=1, decoding=1, finished=1))
-    assert stats.rates.sequences_per_s is None
-    for count in range(40, 80):
+def test_finishing_rate_is_a_share_of_what_runs() -> None:
+    stats = StepStats()
+    for count in range(80):
         stats.add(step(count * 0.1, running=2, decoding=2, finished=1))
     assert stats.rates.sequences_per_s == pytest.approx(10, rel=0.1)
+    stats.add(step(8.0, running=4, decoding=2))
+    assert stats.rates.sequences_per_s == pytest.approx(20, rel=0.1)
+    assert stats.rates.tpot_s is None or stats.rates.tpot_s == pytest.approx(0.1, rel=0.1)
 
 
 def test_rates_follow_first_tokens_and_answers_without_waiting_for_a_step() -> None:
@@ -121,9 +121,9 @@ def test_rates_follow_first_tokens_and_answers_without_waiting_for_a_step() -> N
     stats.answered(10)
     assert (before.sequences_per_s is None, stats.rates.sequences_per_s is None) == (True, False)
     for _ in range(100):
-        stats.began(0.7, queued=False)
-    assert stats.rates.ttft_slack_s == pytest.approx(0.7, rel=0.1)
-    assert stats.rates.queue_slack_s != pytest.approx(0.7, rel=0.1)
+        stats.began(predicted_s=1.0, took_s=1.7, queued=False)
+    assert stats.rates.ttft_doubt == pytest.approx(0.7, rel=0.1)
+    assert stats.rates.queue_doubt != pytest.approx(0.7, rel=0.1)
 
 
 def test_forgetting_keeps_the_gauges() -> None:
@@ -143,3 +143,36 @@ def test_no_delay_of_reports_makes_a_step_seem_longer_than_the_longest_or_shorte
     if learned is not None:
         assert min(learned.base_s, learned.per_decode_s, learned.per_prefill_token_s) >= 0.0
         assert learned.step_s(4, 80) < 1.0
+
+
+def test_what_a_first_token_takes_beside_its_steps_settles_in_the_middle_of_what_was_seen() -> None:
+    stats = reported([0.0] * 200)
+    for _ in range(2000):
+        for takes_s in (0.004, 0.012, 0.011, 0.009, 0.5):
+            stats.began(predicted_s=stats.rates.first_token_s, took_s=takes_s, queued=False)
+            stats.began(predicted_s=0.0, took_s=1.0, queued=True)
+    assert stats.rates.first_token_s == pytest.approx(0.011, abs=0.001)
+    for _ in range(100):
+        stats.began(predicted_s=0.5, took_s=0.0, queued=False)
+    assert stats.rates.first_token_s == 0.0
+
+
+def test_timed_steps_tell_what_they_began_with() -> None:
+    timed: list[TimedStep] = []
+    stats = StepStats(timed.append)
+    for number in range(4):
+        report = Step(
+            at_s=0.01 * number,
+            running=number + 1,
+            waiting=0,
+            kv_cache_usage=0.1 * number,
+            decoding=number,
+            prefill_tokens=10,
+            prefill_pairs=50.0,
+            elapsed_s=0.01,
+        )
+        stats.add(report)
+    assert [(each.running, each.kv_cache_usage, each.prefill_pairs) for each in timed[1:3]] == [
+        (1, 0.0, 50.0),
+        (2, 0.1, 50.0),
+    ]

@@ -53,6 +53,7 @@ CLOUD = CloudOption(
     max_output_tokens=None,
     price=Price(Decimal(1), Decimal(2)),
     ttft_high_s=0.6,
+    ttft_likely_s=0.35,
 )
 IDLE = Snapshot(engine=ENGINE, cloud=(CLOUD,))
 FULL = replace(IDLE, engine=replace(ENGINE, in_flight=5, running=4))

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.routing.lateness import Lateness
 from node.routing.lengths import OutputLengths
-from node.routing.observer import EngineObserver
+from node.routing.observer import EngineObserver, doubted_s
 from node.routing.quantiles import FadingQuantiles
 
 _BUCKET = 2 ** (1 / 16)  # quantiles are given as the upper end of a bucket this wide
@@ -98,35 +99,76 @@ def test_change_of_a_callers_answers_is_followed() -> None:
 
 
 @pytest.mark.parametrize("queued", [False, True])
-def test_slack_is_assumed_at_first_and_then_what_was_seen(queued: bool) -> None:
+def test_doubt_is_assumed_at_first_and_then_what_was_seen(queued: bool) -> None:
     observer = EngineObserver()
 
-    def slack_s() -> float:
-        return observer.queue_slack_s if queued else observer.ttft_slack_s
+    def cautious_s(ttft_s: float) -> float:
+        return doubted_s(ttft_s, observer.queue_doubt if queued else observer.ttft_doubt)
 
-    assumed_s = slack_s()
-    for _ in range(20):
-        observer.began(0.0, queued=queued)
-    assert slack_s() == assumed_s
+    assert cautious_s(1.0) > 1.2
     for _ in range(200):
-        observer.began(0.1, queued=queued)
-    assert slack_s() == pytest.approx(0.1, rel=0.05)
+        observer.began(predicted_s=1.0, took_s=1.1, queued=queued)
+    assert cautious_s(1.0) == pytest.approx(1.1, rel=0.01)
+    assert 0.25 < cautious_s(0.25) < 0.25 + 0.1
 
 
-def test_first_tokens_that_come_early_need_no_slack() -> None:
+def test_first_answers_count_in_part_against_what_is_assumed() -> None:
+    observer = EngineObserver()
+    doubts = [observer.ttft_doubt]
+    for _ in range(40):
+        observer.began(predicted_s=1.0, took_s=1.0, queued=False)
+        doubts.append(observer.ttft_doubt)
+    assert doubts == sorted(doubts, reverse=True)
+    assert doubts[5] > 0.5 * doubts[0]
+
+
+def test_first_tokens_that_come_early_need_no_doubt() -> None:
     observer = EngineObserver()
     for _ in range(200):
-        observer.began(-0.8, queued=False)
-    assert 0.0 < observer.ttft_slack_s < 0.1
+        observer.began(predicted_s=1.0, took_s=0.2, queued=False)
+    assert 0.0 < observer.ttft_doubt < 0.1
 
 
-def test_finishing_rate_comes_from_full_steps_and_before_any_from_the_mean_answer() -> None:
+def test_promises_kept_make_bolder_and_one_that_was_broken_here_far_more_careful() -> None:
+    lateness = Lateness()
+    for _ in range(200):
+        lateness.promised(kept=True, here=True)
+    bolder = lateness.here_share
+    assert bolder < Lateness().here_share
+    lateness.promised(kept=False, here=False)  # the cloud was late: no prediction was wrong
+    assert lateness.here_share <= bolder
+    careful = bolder
+    for _ in range(3):
+        lateness.promised(kept=False, here=True)
+        assert lateness.here_share > careful
+        careful = lateness.here_share
+    assert careful > Lateness().here_share
+
+
+def test_burst_that_leaves_is_given_ever_more_time_in_the_cloud() -> None:
+    lateness = Lateness()
+    for _ in range(2000):
+        lateness.promised(kept=True, here=True)
+    shares = []
+    for _ in range(100):
+        shares.append(lateness.cloud_share)
+        lateness.leaves()
+    assert shares == sorted(shares)
+    assert shares[0] < 0.8
+    assert shares[-1] > 0.95
+    late = sum(1.0 - share for share in shares)
+    assert late < 8.0
+
+
+def test_finishing_rate_is_that_of_late_and_before_any_that_of_the_mean_answer() -> None:
     observer = EngineObserver()
     assert observer.sequences_per_s(4) is None
     for _ in range(64):
-        observer.step(decoding=4, prefill_tokens=10, seconds=0.02, count=1, finished=0, full=False)
+        observer.step(decoding=4, prefill_tokens=10, seconds=0.02, count=1)
     observer.answered(100)
     assert observer.sequences_per_s(4) == pytest.approx(4 / (100 * 0.02), rel=0.05)
     for _ in range(200):
-        observer.step(decoding=4, prefill_tokens=10, seconds=0.02, count=1, finished=1, full=True)
+        observer.passed(decoding=4, finished=1, seconds=0.02)
     assert observer.sequences_per_s(4) == pytest.approx(50, rel=0.05)
+    assert observer.sequences_per_s(8) == pytest.approx(100, rel=0.05)
+    assert observer.tpot_s == pytest.approx(0.02)

@@ -72,7 +72,7 @@ engines = st.builds(
     max_batched_tokens=tokens,
     kv_tokens=st.none() | tokens,
     sequences_per_s=st.none() | st.floats(0, 100),
-    ttft_slack_s=st.floats(0, 4),
+    ttft_doubt=st.floats(0, 4),
 )
 leavers = st.builds(Leaver, request_id=st.just("other"), worth=st.floats(0, 1e9), prompt_tokens=tokens)
 queues = st.builds(
@@ -94,6 +94,7 @@ options = st.builds(
     max_output_tokens=st.none() | tokens,
     price=st.none() | prices,
     ttft_high_s=seconds,
+    ttft_likely_s=seconds,
     available=st.booleans(),
 )
 snapshots = st.builds(

@@ -298,7 +298,7 @@ def test_latency_budget_shorter_than_the_ttft_budget_moves_the_last_moment() -> 
 
 def test_caution_sends_away_what_would_be_just_in_time() -> None:
     close = replace(ENGINE, step=StepModel(base_s=0.02, per_decode_s=0.0, per_prefill_token_s=0.0158))
-    sure, unsure = replace(close, ttft_slack_s=0.05), replace(close, ttft_slack_s=0.6)
+    sure, unsure = replace(close, ttft_doubt=0.05), replace(close, ttft_doubt=0.6)
     assert decide(snapshot=replace(IDLE, engine=sure))[0] is Target.LOCAL
     assert decide(snapshot=replace(IDLE, engine=unsure)) == (Target.CLOUD, Reason.PREDICTED_LATE)
 

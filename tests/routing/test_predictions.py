@@ -24,11 +24,21 @@ def test_idle_engine_takes_its_prefill_and_one_step() -> None:
     assert ttft_s() == pytest.approx(100 / 1000 + 0.02)
 
 
+def test_what_a_first_token_takes_beside_its_steps_comes_on_top() -> None:
+    later = replace(ENGINE, first_token_s=0.01)
+    assert ttft_s(later) == pytest.approx(100 / 1000 + 0.02 + 0.01)
+    full = replace(ENGINE, in_flight=5, running=4)
+    in_full = ttft_s(full)
+    assert in_full is not None
+    assert ttft_s(replace(full, first_token_s=0.01)) == pytest.approx(in_full + 0.01)
+
+
 def test_prefill_already_handed_over_and_prompts_ahead_come_first() -> None:
     queued = replace(ENGINE, queued_prefill_tokens=500)
     assert ttft_s(queued) == pytest.approx(0.6 + 0.02)
-    # What waits here is fed in steps of 512 prompt tokens, so that one takes about as long as `feed_s`.
-    assert ttft_s(queued, QueueLoad(depth=2, prompt_tokens_ahead=300)) == pytest.approx(0.9 + 2 * 0.02)
+    # What waits here is fed in steps of 512 prompt tokens, so that one takes about as long as `feed_s`; those behind
+    # this one fill half of what it leaves of its own.
+    assert ttft_s(queued, QueueLoad(depth=2, prompt_tokens_ahead=300)) == pytest.approx((0.9 + 1.024) / 2 + 2 * 0.02)
 
 
 def test_full_engine_adds_the_wait_for_sequences_to_finish() -> None:
@@ -61,7 +71,24 @@ def test_prompt_longer_than_a_step_takes_several() -> None:
 
 
 def test_step_under_way_has_to_end_first() -> None:
-    assert ttft_s(replace(ENGINE, running=1, in_flight=1)) == pytest.approx(0.01 + 0.12)
+    busy = replace(ENGINE, running=1, in_flight=1)
+    assert ttft_s(busy) == pytest.approx(0.02 + 0.12)
+    assert ttft_s(replace(busy, stepping_s=0.015)) == pytest.approx(0.005 + 0.12)
+    computing = replace(busy, queued_prefill_tokens=200, stepping_tokens=200, stepping_s=0.1)
+    assert ttft_s(computing) == pytest.approx(0.12 + 0.12)
+
+
+def test_step_that_is_put_together_already_has_to_pass_too() -> None:
+    busy = replace(ENGINE, running=1, in_flight=1, steps_ahead=1)
+    assert ttft_s(busy) == pytest.approx(0.02 + 0.02 + 0.12)
+    assert ttft_s(replace(ENGINE, steps_ahead=1)) == ttft_s(ENGINE)
+
+
+def test_prompts_of_those_who_cannot_leave_make_one_wait_longer_that_can() -> None:
+    queue = QueueLoad(depth=2, sequences_ahead=2, prompt_tokens_ahead=300, pinned_tokens_per_s=250.0)
+    alone = ttft_s(ENGINE, replace(queue, pinned_tokens_per_s=0.0))
+    assert alone is not None
+    assert ttft_s(ENGINE, queue) == pytest.approx(alone / 0.75)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ def load(
         max_output_tokens=None,
         price=PRICE,
         ttft_high_s=0.6,
+        ttft_likely_s=0.35,
         available=available,
     )
     return Snapshot(engine=engine, cloud=(option,) if cloud else ())

@@ -1,13 +1,14 @@
 """A step model from the steps of a driven engine, and what was measured beside it."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from node.errors import SettingsError
 from node.local.stats import TimedStep
 from node.routing.profile import StepModel
-from node.simulate.calibration import fit, measure
+from node.simulate.calibration import Cache, fit, measure
 
 TRUE = StepModel(base_s=0.002, per_decode_s=0.0001, per_prefill_token_s=0.00003)
 
@@ -73,3 +74,38 @@ def test_what_was_measured_is_told_beside_the_model() -> None:
 def test_nothing_seen_is_nothing_told() -> None:
     found = measure([], [1])
     assert (found.step_s, found.prefill_tokens_per_s, found.peak_tokens_per_s) == ({1: None}, None, None)
+
+
+def test_attention_is_told_apart_from_sequences_and_prompt_tokens() -> None:
+    true = replace(TRUE, per_kv_token_s=2e-7, per_prefill_pair_s=1.3e-8)
+    cache, dice, steps = Cache(200_000, 129), random.Random(5), []
+    for _ in range(3000):
+        decoding, held_each = dice.randint(0, 64), dice.choice([200, 1000, 2000])
+        held = decoding * held_each
+        prefill_tokens = dice.choice([0, 0, dice.randint(1, 2048)])
+        pairs = prefill_tokens * dice.uniform(0, 1500)
+        seconds = true.step_s(decoding, prefill_tokens, held, pairs)
+        # Half of each sequence's last block, of 129 tokens, is empty, and counts as used.
+        usage = (held + 64 * decoding) / cache.tokens
+        if decoding or prefill_tokens:
+            steps.append(TimedStep(decoding, prefill_tokens, seconds, 1, decoding, usage, pairs))
+    found = fit(steps, cache)
+    assert found.median_error < 1e-3
+    assert_near(found.model, 0.01)
+    assert found.model.per_kv_token_s == pytest.approx(2e-7, rel=0.01)
+    assert found.model.per_prefill_pair_s == pytest.approx(1.3e-8, rel=0.01)
+
+
+def test_a_batch_too_large_is_told_and_one_that_pays_is_not() -> None:
+    slower = measure([TimedStep(32, 0, 0.005)] * 9 + [TimedStep(64, 0, 0.018)] * 9, [32, 64])
+    assert slower.tokens_per_s == {32: pytest.approx(6400), 64: pytest.approx(64 / 0.018)}
+    assert slower.fastest == 32
+    assert measure([TimedStep(32, 0, 0.005)] * 9 + [TimedStep(64, 0, 0.009)] * 9, [32, 64]).fastest is None
+    assert measure([], [32, 64]).fastest is None
+
+
+def test_only_sequences_of_the_usual_length_say_how_long_a_batch_takes() -> None:
+    cache = Cache(100_000)
+    short = [TimedStep(32, 0, 0.003, 1, 32, 32 * 256 / cache.tokens)] * 20
+    usual = [TimedStep(32, 0, 0.010, 1, 32, 32 * 1024 / cache.tokens)] * 5
+    assert measure(short + usual, [32], cache, 1088).step_s == {32: 0.010}

@@ -12,7 +12,6 @@ from node.backend import Backend
 from node.dispatch.lane import Lane
 from node.money import Price
 from node.routing.lengths import OutputLengths
-from node.routing.observer import EngineObserver
 from node.routing.policy import OverflowPolicy
 from node.routing.profile import EngineProfile, StepModel
 from node.routing.ttft import ProviderTtft
@@ -20,14 +19,14 @@ from node.routing.values import (
     CloudOption,
     Decision,
     EngineLoad,
-    EngineState,
     Features,
     Limits,
     Reason,
     Residency,
     Target,
 )
-from node.simulate.engine import Sequence, SimulatedEngine
+from node.simulate.engine import Sequence
+from node.simulate.observed import ObservedEngine
 from node.simulate.replay import Fate, Promise, Provider, replay
 from node.simulate.values import TraceRequest
 from tests.dispatch.virtual_time import VirtualLoop, now_s
@@ -62,8 +61,8 @@ class LiveWorld:
     def __init__(self, trace: list[TraceRequest], promise: Promise, look_again_s: float) -> None:
         self.trace = trace
         self.promise = promise
-        self.simulated = SimulatedEngine(PROFILE)
-        self.observer = EngineObserver()
+        self.observed = ObservedEngine(PROFILE)
+        self.simulated, self.observer = self.observed.simulated, self.observed.observer
         self.lengths = OutputLengths()
         self.ttft = ProviderTtft(assumed_s=CLOUD.ttft_median_s * 2)
         self.rows: list[Row | None] = [None] * len(trace)
@@ -104,7 +103,7 @@ class LiveWorld:
         elif decision.target is Target.LOCAL:
             self.finished[index] = loop.create_future()
             uncached = max(1, request.prompt_tokens - request.prefix_hit_tokens)
-            self.simulated.submit(Sequence(index, request.prompt_tokens, uncached, request.output_tokens), now_s())
+            self.observed.submit(Sequence(index, request.prompt_tokens, uncached, request.output_tokens), now_s())
             self.lane.entered(features.request_id)
             self._arm()
             await self.finished[index]
@@ -142,7 +141,7 @@ class LiveWorld:
 
     def _stepped(self) -> None:
         """What a report of the engine's does in the node: it teaches, clients go on, the queue is looked at."""
-        report = self.simulated.step()
+        report = self.observed.step(now_s())
         self._arm()
         for index in report.began:
             row, decision = self.rows[index], self.decisions[index]
@@ -150,46 +149,29 @@ class LiveWorld:
             row.ttft_s = now_s() - self.trace[index].arrival_s
             self._promised(index, row.ttft_s)
             if decision.predicted_ttft_s is not None:
-                self.observer.began(now_s() - row.decided_s - decision.predicted_ttft_s, queued=False)
-            if decision.expected_at_s is not None:
-                self.observer.began(now_s() - decision.expected_at_s, queued=True)
-        engine = self.simulated
-        self.observer.step(
-            decoding=report.decoding,
-            prefill_tokens=report.prefill_tokens,
-            seconds=report.seconds,
-            count=report.count,
-            finished=len(report.finished),
-            full=engine.running + len(report.finished) >= PROFILE.max_sequences or engine.waiting > 0,
-        )
+                took_s = now_s() - row.decided_s
+                self.observer.began(predicted_s=decision.predicted_ttft_s, took_s=took_s, queued=False)
+            if decision.expected is not None:
+                took_s = now_s() - decision.expected.made_at_s
+                self.observer.began(predicted_s=decision.expected.ttft_s, took_s=took_s, queued=True)
         for index in report.finished:
             self.finished[index].set_result(None)
         self.lane.moved_on()
 
     def _promised(self, index: int, ttft_s: float) -> None:
         if index not in self.promise.pinned:
-            self.observer.promised(kept=ttft_s <= self.promise.ttft_budget_s)
+            kept = ttft_s <= self.promise.ttft_budget_s
+            decision = self.decisions[index]
+            self.observer.lateness.promised(kept=kept, here=decision.target is Target.LOCAL or decision.was_kept)
 
     def load(self, in_flight: int) -> EngineLoad:
         """The engine as the node sees it."""
-        engine, observer = self.simulated, self.observer
-        return EngineLoad(
-            state=EngineState.READY,
-            capabilities=frozenset(),
-            context_tokens=PROFILE.context_tokens,
-            max_sequences=PROFILE.max_sequences,
-            in_flight=in_flight,
-            running=engine.running,
-            waiting=engine.waiting,
-            kv_cache_usage=(engine.kv_used_tokens - engine.prefilling_left_tokens) / PROFILE.kv_tokens,
-            queued_prefill_tokens=engine.prefill_left_tokens,
-            step=observer.step_model,
-            max_batched_tokens=PROFILE.max_batched_tokens,
-            kv_tokens=PROFILE.kv_tokens,
-            sequences_per_s=observer.sequences_per_s(engine.running),
-            ttft_slack_s=observer.ttft_slack_s,
-            queue_slack_s=observer.queue_slack_s,
-        )
+        return self.observed.load(in_flight, now_s())
+
+    def leaves(self) -> None:
+        """Another one goes to the cloud."""
+        self.observer.lateness.leaves()
+        self._option = None
 
     def backend(self) -> Backend:
         """Nobody asks: the clients here go to the engine themselves."""
@@ -204,7 +186,8 @@ class LiveWorld:
                 context_tokens=10**9,
                 max_output_tokens=None,
                 price=CLOUD.price,
-                ttft_high_s=self.ttft.high_s(now_s()),
+                ttft_high_s=self.ttft.high_s(now_s(), self.observer.lateness.cloud_share),
+                ttft_likely_s=self.ttft.likely_s(now_s()),
             )
         return self._option
 

@@ -1,5 +1,7 @@
 """How much work a trace offers an engine."""
 
+from dataclasses import replace
+
 import pytest
 
 from node.routing.profile import EngineProfile, StepModel
@@ -52,3 +54,11 @@ def test_speed_makes_the_load_asked_for(load: float) -> None:
 def test_no_speed_for_a_trace_without_load_or_duration(requests: list[TraceRequest]) -> None:
     with pytest.raises(ValueError, match="no speed gives load 1"):
         speed_for(requests, PROFILE, 1.0)
+
+
+def test_attention_is_work_too() -> None:
+    step = replace(PROFILE.step, per_kv_token_s=1e-5, per_prefill_pair_s=1e-6)
+    requests = [TraceRequest(0.0, 60, 40, 20), TraceRequest(2.0, 60, 40, 20)]
+    more = offered_load(requests, replace(PROFILE, step=step)) - offered_load(requests, PROFILE)
+    # 40 tokens out, each reading 60 + 40/2; 40 tokens in, after 20 in the cache and half of one another
+    assert more == pytest.approx(2 * (40 * 80 * 1e-5 + 40 * 40 * 1e-6) / 2.0)

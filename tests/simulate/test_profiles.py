@@ -1,5 +1,6 @@
 """Engine profiles as files."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,11 @@ def test_nothing_is_left_where_nothing_can_be_written(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be written"):
         write_whole(tmp_path / "none" / "x.json", b"x")
     assert [each.name for each in tmp_path.iterdir()] == ["taken"]
+
+
+def test_terms_beyond_the_first_three_are_read_back_and_default_to_none(tmp_path: Path) -> None:
+    large = find_profile("gpu-large")
+    assert (large.steps_ahead, large.step.per_kv_token_s, large.step.per_prefill_pair_s) == (1, 0.0, 0.0)
+    step = replace(large.step, per_kv_token_s=2e-7, per_prefill_pair_s=1e-8)
+    write_profile(tmp_path / "more.json", replace(large, step=step, steps_ahead=1))
+    assert read_profile(tmp_path / "more.json") == replace(large, step=step, steps_ahead=1)

@@ -91,8 +91,9 @@ def test_promises_are_kept_again_once_the_outage_is_over() -> None:
         for number, fate in enumerate(fates(done))
         if fate.ttft_s is None or fate.ttft_s > PROMISE.ttft_budget_s
     ]
-    assert late
-    assert 8.0 < min(late) < max(late) < 35.0
+    assert len([at_s for at_s in late if 8.0 < at_s < 20.0]) > 10
+    assert len([at_s for at_s in late if at_s < 8.0]) <= 2
+    assert max(late) < 35.0
 
 
 def test_pinned_requests_never_leave_however_the_provider_is() -> None:

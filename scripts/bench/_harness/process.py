@@ -78,9 +78,11 @@ def running(
     Its output goes to `log`; raises CannotRun, with the end of that log, when it dies or is not ready in time.
     """
     with log.open("wb") as output:
-        # Its own session: a Ctrl-C reaches only the bench, which then ends its children one by one.
+        # Its own process group: a Ctrl-C reaches only the bench, which then ends its children one by one. Not its own
+        # session: between those Linux shares cores out evenly (sched(7), autogroup), and the load generator would wait
+        # for an engine on the CPU, which steps back for all in its session.
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(env), start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(env), process_group=0
         )
     try:
         deadline_s = time.monotonic() + ready_within_s
