@@ -34,6 +34,7 @@ _KEEP_ALIVE_S = 75
 _CLOSE_WITHIN_S = 3
 # What the kernel holds of an answer for one client; without a bound it grows to megabytes for one that does not read.
 _SEND_BUFFER_BYTES = 256 * 1024
+_LONGEST_MS = 2**31 - 1
 # Descriptors beside those of clients and providers: the engine's sockets, files, and what a library opens in passing.
 _OTHER_DESCRIPTORS = 256
 _LEAST_OTHER_DESCRIPTORS = 16
@@ -99,7 +100,7 @@ def _bound_what_clients_hold(listener: socket.socket, stall_s: float) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         # Counts for a window that stays closed too, also after the connection has been closed on our side.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(stall_s * 1000))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(int(stall_s * 1000), _LONGEST_MS))
 
 
 async def _run(node: Node, listener: socket.socket, load: Load, where: str | None) -> None:
