@@ -24,7 +24,7 @@ from node.api.lobby import Lobby
 from node.api.server import DrainingServer
 from node.app import Node
 from node.embedded import EMULATED, EMULATOR_KEY_ENV, emulator
-from node.errors import SettingsError
+from node.errors import SettingsError, SpillwayError
 from node.reload import Reloader
 from node.settings import HOLYSHEEP, ProviderSettings, Settings
 from node.watch.host import raise_descriptor_limit
@@ -114,6 +114,9 @@ async def _run(node: Node, listener: socket.socket, load: Load, where: str | Non
         max_descriptor = None if limit is None else limit - reserve
         lobby = Lobby(min(Lobby.MOST_PLACES, reserve // 4))
         reader_stall_s = settings.api.reader_stall_s
+
+        def note_refusal(self, refusal: SpillwayError) -> None:
+            node.door.count(refusal)
 
     def on_reloaded(now: Settings) -> None:
         Protocol.max_connections = now.api.max_connections

@@ -40,6 +40,11 @@ class Door:
         """Nobody comes in any more; who is inside stays."""
         self.closed = True
 
+    def count(self, refusal: SpillwayError) -> None:
+        """Note a refusal from before the door: of a connection, or of what is not yet a request."""
+        code = refusal.code or "invalid_request"
+        self.turned_away[code] = self.turned_away.get(code, 0) + 1
+
     @contextmanager
     def through(self) -> Iterator[Guest]:
         """Let a request in for the length of the block.
@@ -80,6 +85,5 @@ class Door:
         return HostStrained(message, retry_after_s=_RETRY_STRAINED_S)
 
     def _count(self, refusal: SpillwayError) -> SpillwayError:
-        assert refusal.code is not None
-        self.turned_away[refusal.code] = self.turned_away.get(refusal.code, 0) + 1
+        self.count(refusal)
         return refusal

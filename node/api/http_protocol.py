@@ -118,6 +118,9 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             return 0
         return int(connected.fileno()) - self.max_descriptor
 
+    def note_refusal(self, refusal: SpillwayError) -> None:
+        """Called with every refusal; for a subclass to count them."""
+
     def turn_away(self) -> None:
         """Refuse a connection for which there is no place."""
         if self._refusal is None and not self.transport.is_closing():
@@ -289,6 +292,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
     def _refuse(self, refusal: SpillwayError) -> None:
         """Answer the request being read, unless an answer is already on the wire, and read no further."""
         _log.info("refused a request: %s", refusal.message)
+        self.note_refusal(refusal)
         self._refusal = refusal
         self.lobby.leave(self)
         self._stop_clock()
