@@ -75,7 +75,6 @@ class _Outlook:
 
 
 _FEED_AHEAD = 8  # sequences the engine can run for each that it may hold beyond them
-_PINNED_COUNTS = 0.5  # of the share of the engine's time that pinned prompts ask for, what others' feed is cut by
 _LEAST_FEED = 0.25  # of a feed: a cut below that is no feed at all
 _RESCUE = 0.6  # of the doubt: how sure one that stays has to be to go on staying
 _HOPE = 1.5  # a prediction this many times what is left of the budget is not worth waiting for
@@ -215,7 +214,7 @@ class OverflowPolicy(Policy):
         idle = engine.running == 0 and engine.stepping_tokens == 0
         feed = feed_tokens(engine, self.limits) * (1 + engine.steps_ahead + idle)
         if not pinned:
-            left = 1.0 - _PINNED_COUNTS * pinned_share(engine, queue)
+            left = 1.0 - pinned_share(engine, queue)
             if left < _LEAST_FEED:
                 return False
             feed *= left

@@ -176,6 +176,8 @@ class WaitingQueue:
         """
         if not self._waiters:
             return QueueLoad(**beside)  # type: ignore[arg-type]
+        if self._buckets[0].waiters[0] is waiter:  # asked with every step of the engine: nothing is before it
+            return QueueLoad(depth=len(self._waiters), waited=True, kept=waiter.kept, **beside)  # type: ignore[arg-type]
         known = self._waiters.get(waiter.features.request_id)
         rank = known[0] if known is not None and known[1] is waiter else waiter.rank
         index = self._index(rank)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from node.money import Price
@@ -102,7 +102,8 @@ class Features:
     one choice is expected to generate. `max_output_tokens` is the effective cap for one choice; `asks_output` says that
     the client set it, and means to have as many. Budgets run from `arrived_s`. `give_up_s` is the latest time at which
     the node still starts the request: the client's own budget if it set one, else the settings' patience. `stay_with`
-    names the backend that answered this conversation's open tool call.
+    names the backend that answered this conversation's open tool call. `uncached_tokens_estimate` are the prompt tokens
+    the engine is expected to compute, at least one; `may_leave` says whether its residency lets it leave the premises.
     """
 
     request_id: str
@@ -126,15 +127,15 @@ class Features:
     stay_with: str | None = None
     asks_output: bool = False
 
-    @property
-    def uncached_tokens_estimate(self) -> int:
-        """Prompt tokens the engine is expected to compute: at least one."""
-        return max(1, self.prompt_tokens_estimate - self.cached_tokens_estimate)
+    uncached_tokens_estimate: int = field(init=False)
+    may_leave: bool = field(init=False)
 
-    @property
-    def may_leave(self) -> bool:
-        """Whether its residency lets it leave the premises."""
-        return self.residency is Residency.ANY
+    def __post_init__(self) -> None:
+        """Works out, once, what every decision asks for many times."""
+        object.__setattr__(
+            self, "uncached_tokens_estimate", max(1, self.prompt_tokens_estimate - self.cached_tokens_estimate)
+        )
+        object.__setattr__(self, "may_leave", self.residency is Residency.ANY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

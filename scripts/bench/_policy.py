@@ -142,9 +142,9 @@ class Cell:
         return self.over(self.predicted.spend_nano_usd) if kept else None
 
 
-def sources(folder: Path | None, *, quick: bool, seed: int) -> list[Source]:
+def sources(folder: Path | None, *, quick: bool, seed: int, requests: int | None = None) -> list[Source]:
     """The traces of `folder`, or workloads made up where it is None. Raises CannotRun for a folder without traces."""
-    most = QUICK_REQUESTS if quick else None
+    most = QUICK_REQUESTS if quick and requests is None else requests
     if folder is None:
         seconds = QUICK_GENERATED_S if quick else GENERATED_S
         return [Source(kind, None, seconds, most, seed) for kind in WorkloadKind]
@@ -411,12 +411,13 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
     folder = arguments.traces or (SHARED if SHARED.is_dir() else None)
     there = {path.stem for path in profiles_dir().glob("*.json")}
     profiles = arguments.profile or [name for name in PROFILES if name in there]
-    rounds = QUICK_ROUNDS if arguments.quick else ROUNDS
+    short = arguments.quick or arguments.requests is not None
+    rounds = QUICK_ROUNDS if short else ROUNDS
     if arguments.quick and not arguments.profile:
         profiles = [name for name in profiles if name == "gpu-large"]
     return [
-        Job(source, profile, cloud, load, QUICK_DEPTHS if arguments.quick else DEPTHS, rounds)
-        for source in sources(folder, quick=arguments.quick, seed=arguments.seed)
+        Job(source, profile, cloud, load, QUICK_DEPTHS if short else DEPTHS, rounds)
+        for source in sources(folder, quick=arguments.quick, seed=arguments.seed, requests=arguments.requests)
         for profile in profiles
         for cloud in (CLOUDS[:1] if arguments.quick else CLOUDS)
         for load in arguments.load or LOADS
@@ -481,6 +482,9 @@ def main() -> int:
     )
     parser.add_argument("--profile", action="append", metavar="NAME", help="engine profile (repeatable; default: all)")
     parser.add_argument("--load", action="append", type=float, metavar="L", help="offered load (repeatable)")
+    parser.add_argument(
+        "--requests", type=int, metavar="N", help="take the first N of each trace (default: all; 2000 with --quick)"
+    )
     parser.add_argument(
         "--trouble", action="store_true", help="instead: what a failing provider does to the promises, without bars"
     )

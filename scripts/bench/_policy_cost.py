@@ -13,6 +13,7 @@ from node.routing.values import CloudOption, EngineLoad, EngineState, Features, 
 QUEUES = (10, 100, 1_000, 10_000)
 PASSES, BEST_OF = 1_000, 5
 _SEQUENCES = 256
+_APART_S = 0.02  # from one request to the next: about what such an engine takes
 _STEP = StepModel(base_s=0.006, per_decode_s=0.00007, per_prefill_token_s=0.00003)
 _OPTION = CloudOption(
     provider="cloud",
@@ -39,19 +40,20 @@ def _round_us(queue: int, passes: int, seed: int) -> float:
         policy=OverflowPolicy(Limits(feed_ahead=1)), engine=_load, cloud_options=lambda failed: (_OPTION,)
     )
     running = []
-    for index in range(_SEQUENCES + queue + 1):
+    first = _SEQUENCES + queue + 1
+    for index in range(first):
         features = _request(index, chance)
-        decision, settled = admission.arrive(features, 0.0)
+        decision, settled = admission.arrive(features, (index - first) * _APART_S)
         assert decision.target in (Target.LOCAL, Target.WAIT)
         assert not settled
         if decision.target is Target.LOCAL:
             admission.entered(features.request_id)
             running.append(features)
     assert admission.depth >= queue
-    coming = [_request(index, chance) for index in range(_SEQUENCES + queue + 1, _SEQUENCES + queue + 1 + passes)]
+    coming = [_request(index, chance) for index in range(first, first + passes)]
     began = time.process_time()
     for index, features in enumerate(coming):
-        now_s = index * 1e-3
+        now_s = index * _APART_S
         admission.arrive(features, now_s)
         for placement in admission.release(running.pop(), now_s):
             admission.entered(placement.features.request_id)
