@@ -100,14 +100,7 @@ class Node:
         configs = provider_configs(settings, environ)
         self.gate = EgressGate(configs)
         self.providers = Providers(
-            {
-                config.name: ProviderState(
-                    provider=CloudProvider(config, self.gate, time.time),
-                    weight=config.weight,
-                    ttft=ProviderTtft(settings.providers[config.name].assumed_ttft_s),
-                )
-                for config in configs
-            }
+            {config.name: provider_state(config, settings.providers[config.name], self.gate) for config in configs}
         )
         self.engines = {
             model.name: LocalEngine(
@@ -356,6 +349,15 @@ def served_models(settings: Settings, rename: Mapping[str, str]) -> dict[str, Mo
 def provider_configs(settings: Settings, environ: Mapping[str, str]) -> list[ProviderConfig]:
     """What the settings say about each provider, with its key from `environ`. Raises `SettingsError`."""
     return [_provider_config(name, each, environ) for name, each in settings.providers.items()]
+
+
+def provider_state(config: ProviderConfig, settings: ProviderSettings, gate: EgressGate) -> ProviderState:
+    """A provider of which nothing is known yet, reached through `gate`."""
+    return ProviderState(
+        provider=CloudProvider(config, gate, time.time),
+        weight=config.weight,
+        ttft=ProviderTtft(settings.assumed_ttft_s),
+    )
 
 
 def _provider_config(name: str, settings: ProviderSettings, environ: Mapping[str, str]) -> ProviderConfig:

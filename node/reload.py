@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import msgspec
 
-from node.app import Node, policy_for, provider_configs, served_models
+from node.app import Node, policy_for, provider_configs, provider_state, served_models
 from node.catalogue import Model
 from node.cloud.config import ProviderConfig
 from node.cloud.gate import EgressGate
-from node.cloud.provider import CloudProvider
 from node.dispatch.dispatcher import ServedModel
 from node.dispatch.providers import ProviderState
 from node.errors import SettingsError
-from node.routing.ttft import ProviderTtft
 from node.settings import Section, Settings
 
 _log = logging.getLogger("spillway")
@@ -131,14 +128,13 @@ class Reloader:
 
     def _state(self, config: ProviderConfig, plan: Plan) -> ProviderState:
         """A provider that is known keeps what was learned of it, and gets a new chance if it had refused us."""
-        provider = CloudProvider(config, plan.gate, time.time)
+        new = provider_state(config, plan.settings.providers[config.name], plan.gate)
         state = self._node.providers.states.get(config.name)
         if state is None:
-            ttft = ProviderTtft(plan.settings.providers[config.name].assumed_ttft_s)
-            return ProviderState(provider=provider, weight=config.weight, ttft=ttft)
+            return new
         if state.isolated_by is not None:
             _log.info("%s is tried again (it was left alone: %s)", config.name, state.isolated_by)
-        state.provider, state.weight, state.isolated_by = provider, config.weight, None
+        state.provider, state.weight, state.isolated_by = new.provider, new.weight, None
         return state
 
     async def _close(self, gate: EgressGate) -> None:
