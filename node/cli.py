@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import socket
 import sys
@@ -41,12 +42,23 @@ def main(arguments: list[str] | None = None) -> int:
             load=lambda: _overridden(load_settings(path), options),
             where=None if path is None else str(path),
         )
+        _leave()
     except SpillwayError as error:
         print(f"spillway: {error.message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _leave() -> None:
+    """End this process, in which nothing runs any more, with 0.
+
+    With vLLM loaded the interpreter would spend two seconds of CPU on taking apart, object by object, what the kernel
+    frees at once; on a busy machine that was seen to be most of a stop. Exit functions are run all the same.
+    """
+    atexit._run_exitfuncs()
+    os._exit(0)
 
 
 def _config_path(given: Path | None) -> Path | None:

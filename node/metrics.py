@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from node.dispatch.lane import Lane
@@ -15,13 +14,6 @@ from node.money import NANO_PER_USD
 from node.watch.values import GpuWatchState
 
 _TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-
-
-class TurnedAway(Protocol):
-    """Who is inside, and who was not let in: `node.api.door.Door`."""
-
-    inside: int
-    turned_away: dict[str, int]
 
 
 class Metrics:
@@ -47,10 +39,6 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         self.registry.register(_Live(lanes, gpus))
-
-    def add_door(self, door: TurnedAway) -> None:
-        """Show what is refused at the door as well."""
-        self.registry.register(_AtTheDoor(door))
 
     def add(self, outcome: Outcome) -> None:
         """Take in one request."""
@@ -99,17 +87,3 @@ class _Live(Collector):
             if gpu.vram_free_bytes is not None:
                 free.add_metric([str(gpu.index)], gpu.vram_free_bytes)
         yield from (used, free)
-
-
-class _AtTheDoor(Collector):
-    def __init__(self, door: TurnedAway) -> None:
-        self._door = door
-
-    def collect(self) -> Iterable[Metric]:
-        yield GaugeMetricFamily("spillway_requests_inside", "Requests being served.", value=self._door.inside)
-        turned_away = CounterMetricFamily(
-            "spillway_turned_away", "Requests refused before they were read, by error code.", labels=["code"]
-        )
-        for code, count in self._door.turned_away.items():
-            turned_away.add_metric([code], count)
-        yield turned_away
