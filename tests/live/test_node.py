@@ -293,7 +293,7 @@ async def test_metrics_are_prometheus_text(node: RunningNode) -> None:
     assert 'spillway_requests_total{backend="local"' in text
 
 
-async def test_ctrl_c_lets_a_stream_end_and_leaves_no_process_behind(node: RunningNode) -> None:
+async def test_row_68_ctrl_c_lets_a_stream_end_and_leaves_no_process_behind(node: RunningNode) -> None:
     """A terminal signals the whole process group, and so do some supervisors."""
     children = psutil.Process(node.process.pid).children(recursive=True)
     assert children
@@ -313,7 +313,7 @@ async def test_ctrl_c_lets_a_stream_end_and_leaves_no_process_behind(node: Runni
     assert not alive
 
 
-async def test_sigterm_ends_a_starting_node_and_leaves_no_process_behind(node: RunningNode, tmp_path: Path) -> None:
+async def test_row_68_sigterm_ends_a_starting_node_and_leaves_no_process_behind(node: RunningNode, tmp_path: Path) -> None:
     config = node.log.with_name("spillway.yaml")
     process = _start(config, tmp_path / "node.log")
     try:
