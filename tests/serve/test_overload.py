@@ -65,7 +65,8 @@ def refused(clients: list[socket.socket]) -> int:
 
 async def test_row_37_five_thousand_idle_connections_leave_health_and_the_others_alone(node: NodeProcess) -> None:
     limit = raise_descriptor_limit(_IDLE + 500)
-    assert limit is None or limit >= _IDLE + 500
+    if limit is not None and limit < _IDLE + 500:
+        pytest.skip(f"this process may open no more than {limit} files")
     before = node.descriptors()
     async with httpx.AsyncClient(timeout=30) as client:
         assert (await client.get(f"{node.url}/livez")).status_code == 200  # keeps its place from here on
