@@ -313,7 +313,9 @@ async def test_row_68_ctrl_c_lets_a_stream_end_and_leaves_no_process_behind(node
     assert not alive
 
 
-async def test_row_68_sigterm_ends_a_starting_node_and_leaves_no_process_behind(node: RunningNode, tmp_path: Path) -> None:
+async def test_row_68_sigterm_ends_a_starting_node_and_leaves_no_process_behind(
+    node: RunningNode, tmp_path: Path
+) -> None:
     config = node.log.with_name("spillway.yaml")
     process = _start(config, tmp_path / "node.log")
     try:
