@@ -20,8 +20,9 @@ from starlette.types import ASGIApp
 from node.api.app import build_app
 from node.api.auth import Keyring
 from node.api.completions import Parts
+from node.api.door import Door
 from node.api.operator import operator_router
-from node.catalogue import Catalogue, LocalModel, Model
+from node.catalogue import LocalModel, Model
 from node.catalogue_files import default_models_dir, load_catalogue, with_engine_args
 from node.cloud.config import AnswerClocks, ProviderConfig
 from node.cloud.gate import EgressGate
@@ -37,6 +38,7 @@ from node.dispatch.outcome import Ending, Outcome
 from node.dispatch.providers import Providers, ProviderState
 from node.dispatch.sharing import Sharing
 from node.dispatch.standing import OPERATOR, Standing
+from node.door_metrics import DoorMetrics
 from node.errors import SettingsError
 from node.local.arguments import is_folder
 from node.local.engine import LocalEngine
@@ -47,14 +49,16 @@ from node.local.supervision import Rules, Supervision
 from node.local.supervisor import Supervisor, Surroundings
 from node.metrics import Metrics
 from node.routing.breaker import BreakerLimits
-from node.routing.policy import LOCAL, OverflowPolicy
+from node.routing.policy import LOCAL, OverflowPolicy, Policy
 from node.routing.retry_budget import RetryBudget, RetryLimits
 from node.routing.targets import TargetsPolicy
 from node.routing.ttft import HIGH_SHARE, ProviderTtft
-from node.routing.values import EngineState, Limits
+from node.routing.values import Decision, EngineState, Features, Limits, Snapshot
 from node.settings import ProviderSettings, Settings
 from node.store.cache import MemoryCache
 from node.store.totals import Totals
+from node.watch.host import HostReader
+from node.watch.host_watch import HostWatch
 from node.watch.nvml import NvmlReader
 from node.watch.values import free_bytes_for
 from node.watch.watch import GpuWatch
@@ -62,6 +66,8 @@ from node.watch.watch import GpuWatch
 _log = logging.getLogger("spillway")
 # How long memory of an engine that has ended may take to be free again; the driver needs a second or two.
 _MEMORY_WITHIN_S = 30.0
+# Nothing runs in an engine that is stopped: its processes only take themselves apart, for three seconds of CPU.
+_ENGINE_STOP_S = 4.0
 
 
 class Node:
@@ -80,18 +86,22 @@ class Node:
         rename: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.settings = settings
+        self.environ = environ
+        self.rename = rename
         clock = time.monotonic
-        folders = [default_models_dir(), *(Path(folder) for folder in settings.catalogue)]
-        self.models = _served_models(settings, load_catalogue(folders), rename)
+        self.models = served_models(settings, rename)
         self.watch = GpuWatch(NvmlReader(), clock, interval_s=settings.watch.interval_s)
-        configs = [_provider_config(name, each, environ) for name, each in settings.providers.items()]
+        configs = provider_configs(settings, environ)
         self.gate = EgressGate(configs)
         self.providers = Providers(
-            {config.name: _provider_state(config, settings.providers[config.name], self.gate) for config in configs},
+            {config.name: provider_state(config, settings.providers[config.name], self.gate) for config in configs},
             random.random,
         )
         self.health = HealthChecks(
-            _checked(settings, self.providers, self.models.values()), self._probe, clock=clock, random=random.random
+            checked_providers(settings, self.providers, self.models.values()),
+            self._probe,
+            clock=clock,
+            random=random.random,
         )
         self._notes = notes_folder(environ)
         self.engines = {
@@ -99,7 +109,8 @@ class Node:
             for model in self.models.values()
             if model.local is not None and not settings.cloud_only
         }
-        self.lanes = {name: self._lane(model) for name, model in self.models.items()}
+        self.policies = {name: ChangeablePolicy(policy_for(settings)) for name in self.models}
+        self.lanes = {name: self._lane(name) for name in self.models}
         self.totals = Totals()
         self.metrics = Metrics(
             self.lanes,
@@ -111,7 +122,7 @@ class Node:
         self.conversations = Conversations(clock)
         self.dispatcher = Dispatcher(
             served={
-                name: ServedModel(model, self.lanes[name], self._retry_after(name))
+                name: ServedModel(model, self.lanes[name], self.retry_after(name))
                 for name, model in self.models.items()
             },
             providers=self.providers,
@@ -120,7 +131,7 @@ class Node:
             random=random.random,
             clock=clock,
             on_outcome=self._on_outcome,
-            hedging=_hedging(settings),
+            hedging=hedging_for(settings),
         )
         self.cache = MemoryCache(
             max_bytes=settings.cache.max_bytes,
@@ -129,13 +140,18 @@ class Node:
             clock=clock,
         )
         self.keyring = Keyring(settings.keys)
+        self.host = HostReader(settings.host.max_rss_bytes)
+        self.host_watch = HostWatch(self.host, lambda: self.door.inside)
+        self.door = Door(strain=self.host_watch.strain, max_bytes=lambda: self.settings.api.max_bytes_in_flight)
+        self.metrics.registry.register(DoorMetrics(self.door))
         self._running: list[asyncio.Task[None]] = []
 
     def asgi(self) -> ASGIApp:
         """The HTTP application."""
         parts = Parts(
-            settings=self.settings,
+            settings=lambda: self.settings,
             keyring=self.keyring,
+            door=self.door,
             dispatcher=self.dispatcher,
             sharing=Sharing(self.cache),
             experience=self.experience,
@@ -156,6 +172,7 @@ class Node:
     async def start(self) -> None:
         """Begin watching the GPU and loading the engines; returns at once."""
         self.watch.start()
+        self.host_watch.start()
         self.health.start()
         if self.engines:
             self._running = [asyncio.create_task(self._keep_alive())]
@@ -166,13 +183,14 @@ class Node:
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
-        await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
+        await asyncio.gather(*(engine.stop(_ENGINE_STOP_S) for engine in self.engines.values()))
         await self.health.stop()
         await self.gate.aclose()
+        await self.host_watch.stop()
         await self.watch.stop()
 
     def readiness(self) -> dict[str, Any]:
-        """Whether every served model has somewhere to go, and each engine's state and life.
+        """Whether every served model has somewhere to go, and each engine's state and life. Not while the node ends.
 
         An engine that starts for the first time is waited for; after that the cloud may stand in for it.
         """
@@ -190,7 +208,8 @@ class Node:
                 "supervision": engine.document() if engine else None,
                 "ready": _has_a_route(engine.supervision if engine else None, cloud),
             }
-        return {"ready": all(route["ready"] for route in routes.values()), "models": routes}
+        ready = all(route["ready"] for route in routes.values())
+        return {"ready": ready and not self.door.closed, "draining": self.door.closed, "models": routes}
 
     def model_list(self) -> dict[str, Any]:
         """The OpenAI model list, with the context each model really has here."""
@@ -212,6 +231,12 @@ class Node:
             "cache": {"entries": len(self.cache), "bytes": self.cache.used_bytes},
             "queues": {name: lane.depth for name, lane in self.lanes.items()},
             "providers": self.providers.document(time.monotonic()),
+            "door": {
+                "inside": self.door.inside,
+                "held_bytes": self.door.held_bytes,
+                "turned_away": dict(sorted(self.door.turned_away.items())),
+                "strain": dataclasses.asdict(self.host_watch.strain()),
+            },
             "engines": {name: _engine_document(lane) for name, lane in self.lanes.items() if lane.engine is not None},
             "supervision": {name: engine.document() for name, engine in self.engines.items()},
             "gpus": None if gpus.gpus is None else [dataclasses.asdict(gpu) for gpu in gpus.gpus],
@@ -254,7 +279,7 @@ class Node:
                 note=noted,
                 on_change=lambda: self.lanes[name].engine_changed(),
                 clock=clock,
-                patience_s=self.settings.routing.max_wait_s,
+                patience_s=lambda: self.settings.routing.max_wait_s,
                 rng=random.Random(),
             ),
         )
@@ -262,7 +287,8 @@ class Node:
     def _life(self, name: str) -> Callable[[], Supervision]:
         return lambda: self.engines[name].supervision
 
-    def _retry_after(self, name: str) -> Callable[[], float | None]:
+    def retry_after(self, name: str) -> Callable[[], float | None]:
+        """What tells when the model's engine should be back, as `ServedModel` wants it."""
         engine = self.engines.get(name)
         return engine.retry_after_s if engine is not None else lambda: None
 
@@ -270,23 +296,16 @@ class Node:
         engine = self.engines.get(name)
         return engine.engine.vocabulary_size if engine is not None else None
 
-    def _lane(self, model: Model) -> Lane:
-        engine = self.engines.get(model.name)
-        routing = self.settings.routing
-        limits = Limits(
-            max_queue_depth=routing.max_queue_depth,
-            max_kv_cache_usage=routing.max_kv_cache_usage,
-            min_free_vram_bytes=routing.min_free_vram_bytes,
-            feed_ahead=routing.feed_ahead,
-            margin_s=routing.margin_ms / 1000,
-            feed_s=routing.feed_ms / 1000,
-            tpot_budget_s=None if routing.tpot_budget_ms is None else routing.tpot_budget_ms / 1000,
-        )
+    def _lane(self, name: str) -> Lane:
+        engine = self.engines.get(name)
         return Lane(
             engine=engine,
-            policy=TargetsPolicy(OverflowPolicy(limits)),
+            policy=self.policies[name],
             cloud_options=lambda failed: self.providers.options_for(
-                model, time.monotonic(), failed, HIGH_SHARE if engine is None else engine.engine.cloud_share
+                self.models[name],
+                time.monotonic(),
+                failed,
+                HIGH_SHARE if engine is None else engine.engine.cloud_share,
             ),
             vram_free_bytes=lambda: free_bytes_for(self.watch.latest(), os.environ.get("CUDA_VISIBLE_DEVICES")),
             clock=time.monotonic,
@@ -338,7 +357,42 @@ def _engine_document(lane: Lane) -> dict[str, Any]:
     return document
 
 
-def _served_models(settings: Settings, catalogue: Catalogue, rename: Mapping[str, str]) -> dict[str, Model]:
+class ChangeablePolicy:
+    """A policy whose limits can be exchanged under the lane that uses it."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def decide(self, features: Features, snapshot: Snapshot, now_s: float) -> Decision:
+        """What the policy of the moment says."""
+        return self.policy.decide(features, snapshot, now_s)
+
+    def is_worth_asking(self, features: Features, snapshot: Snapshot) -> bool:
+        """What the policy of the moment says."""
+        return self.policy.is_worth_asking(features, snapshot)
+
+
+def policy_for(settings: Settings) -> TargetsPolicy:
+    """The policy with the settings' limits."""
+    routing = settings.routing
+    limits = Limits(
+        max_queue_depth=routing.max_queue_depth,
+        max_kv_cache_usage=routing.max_kv_cache_usage,
+        min_free_vram_bytes=routing.min_free_vram_bytes,
+        feed_ahead=routing.feed_ahead,
+        margin_s=routing.margin_ms / 1000,
+        feed_s=routing.feed_ms / 1000,
+        tpot_budget_s=None if routing.tpot_budget_ms is None else routing.tpot_budget_ms / 1000,
+    )
+    return TargetsPolicy(OverflowPolicy(limits))
+
+
+def served_models(settings: Settings, rename: Mapping[str, str]) -> dict[str, Model]:
+    """The models to serve as the catalogue on disk has them now, reduced to what the settings allow.
+
+    `rename` puts another provider in a catalogue provider's place. Raises `SettingsError`.
+    """
+    catalogue = load_catalogue([default_models_dir(), *(Path(folder) for folder in settings.catalogue)])
     served: dict[str, Model] = {}
     for name in settings.models:
         model = catalogue.get(name)
@@ -361,7 +415,8 @@ def _served_models(settings: Settings, catalogue: Catalogue, rename: Mapping[str
     return served
 
 
-def _hedging(settings: Settings) -> Hedging | None:
+def hedging_for(settings: Settings) -> Hedging | None:
+    """How copies may be sent, None for never."""
     routing = settings.routing
     if routing.hedge_share == 0.0:
         return None
@@ -369,7 +424,13 @@ def _hedging(settings: Settings) -> Hedging | None:
     return Hedging(budget, routing.margin_ms / 1000)
 
 
-def _provider_state(config: ProviderConfig, settings: ProviderSettings, gate: EgressGate) -> ProviderState:
+def provider_configs(settings: Settings, environ: Mapping[str, str]) -> list[ProviderConfig]:
+    """What the settings say about each provider, with its key from `environ`. Raises `SettingsError`."""
+    return [_provider_config(name, each, environ) for name, each in settings.providers.items()]
+
+
+def provider_state(config: ProviderConfig, settings: ProviderSettings, gate: EgressGate) -> ProviderState:
+    """A provider of which nothing is known yet, reached through `gate`."""
     standing = Standing(config.name, random.random, BreakerLimits(), slow_s=settings.slow_s)
     if settings.isolated:
         standing.isolate(OPERATOR, time.monotonic())
@@ -382,7 +443,7 @@ def _provider_state(config: ProviderConfig, settings: ProviderSettings, gate: Eg
     )
 
 
-def _checked(settings: Settings, providers: Providers, models: Iterable[Model]) -> dict[str, Checked]:
+def checked_providers(settings: Settings, providers: Providers, models: Iterable[Model]) -> dict[str, Checked]:
     """The providers whose health is looked after."""
     equivalents = [each for model in models for each in model.cloud]
     return {

@@ -19,7 +19,9 @@
     ├── Refused                     503  a rule or a limit said no; carries the rule
     │   └── RefusedBusy             429
     ├── TooManyConnections          503  the node holds as many as it may
-    ├── ShuttingDown                503  the node ends, and this request had not arrived yet
+    ├── ShuttingDown                503  the node ends: the request came too late, or took longer than the grace
+    ├── HostExhausted               503  memory or file descriptors are used up
+    ├── HostStrained                429  they are running short, and the node holds fewer requests meanwhile
     ├── BackendError                a backend failed before or during the answer
     │   ├── EngineUnavailable       503  local engine dead, starting or asleep
     │   │   └── EngineDied          503  it died while it worked on this request
@@ -229,10 +231,25 @@ class TooManyConnections(SpillwayError):
 
 
 class ShuttingDown(SpillwayError):
-    """The node ends before the whole request has arrived: it can be sent again, to whoever comes next."""
+    """The node ends before the request has arrived or been answered: it can be sent again, to whoever comes next."""
 
     status = 503
     code = "shutting_down"
+
+
+class HostExhausted(SpillwayError):
+    """The machine has no memory or file descriptors left for another request."""
+
+    status = 503
+    code = "host_exhausted"
+
+
+class HostStrained(SpillwayError):
+    """Memory or file descriptors are running short: the node holds fewer requests at once until they are back."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "host_strained"
 
 
 class BackendError(SpillwayError):

@@ -4,45 +4,70 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
 import secrets
 import signal
 import socket
-import sys
+import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from types import FrameType
 
 import msgspec
 import uvicorn
 import uvloop
 
+from node import logs
 from node.api.http_protocol import GuardedHttpProtocol
+from node.api.lobby import Lobby
+from node.api.server import DrainingServer
 from node.app import Node
 from node.embedded import EMULATED, EMULATOR_KEY_ENV, emulator
-from node.errors import SettingsError
+from node.errors import SettingsError, SpillwayError
+from node.reload import Reloader
 from node.settings import HOLYSHEEP, ProviderSettings, Settings
+from node.watch.host import raise_descriptor_limit
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
+_CLOSE_WITHIN_S = 3
+# What the kernel holds of an answer for one client; without a bound it grows to megabytes for one that does not read.
+_SEND_BUFFER_BYTES = 256 * 1024
+_LONGEST_MS = 2**31 - 1
+# Descriptors beside those of clients and providers: the engine's sockets, files, and what a library opens in passing.
+_OTHER_DESCRIPTORS = 256
+_LEAST_OTHER_DESCRIPTORS = 16
+
+Load = Callable[[], Settings]
 
 
-def serve(settings: Settings, *, configured: bool) -> None:
-    """Serve until SIGINT, SIGTERM or SIGHUP. `configured` is false when neither a file nor a provider key was given.
+def serve(settings: Settings, *, load: Load, where: str | None) -> None:
+    """Serve until SIGINT or SIGTERM; SIGHUP reads the settings again with `load`.
 
-    Raises `SettingsError` for anything that keeps the node from starting; by then nothing runs.
+    `where` is the settings file, None when there is none; without a provider key either, an emulator stands in for the
+    cloud. Raises `SettingsError` for anything that keeps the node from starting; by then nothing runs.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    with ExitStack() as stack:
-        listener = stack.enter_context(_bind(settings))
-        emulated = not configured and not settings.providers
-        if emulated:
-            os.environ[EMULATOR_KEY_ENV] = secrets.token_hex(16)
-            settings = _with_emulator(settings, stack.enter_context(emulator(os.environ[EMULATOR_KEY_ENV])))
-        node = Node(settings, rename={HOLYSHEEP: EMULATED} if emulated else {})
-        print(_banner(node, listener, emulated=emulated), flush=True)
-        uvloop.run(_run(node, listener))
+    handler = logs.set_up()
+    try:
+        with ExitStack() as stack:
+            listener = stack.enter_context(_bind(settings))
+            emulated = where is None and not settings.providers
+            if emulated:
+                key = os.environ[EMULATOR_KEY_ENV] = secrets.token_hex(16)
+                base_url = stack.enter_context(emulator(key))
+                settings, load = _with_emulator(settings, base_url), _then_with_emulator(load, base_url)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spillway-")))
+            os.environ.update(logs.for_the_engine(folder, os.environ))
+            node = Node(settings, rename={HOLYSHEEP: EMULATED} if emulated else {})
+            logs.say(_banner(node, listener, emulated=emulated))
+            uvloop.run(_run(node, listener, load, where))
+    finally:
+        handler.close()
+
+
+def _then_with_emulator(load: Load, base_url: str) -> Load:
+    return lambda: _with_emulator(load(), base_url)
 
 
 def _with_emulator(settings: Settings, base_url: str) -> Settings:
@@ -56,6 +81,7 @@ def _bind(settings: Settings) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _bound_what_clients_hold(listener, settings.api.reader_stall_s)
         listener.bind(address)
     except socket.gaierror as error:
         raise SettingsError(f"listen.host: {host} cannot be resolved: {error.strerror}") from error
@@ -68,11 +94,33 @@ def _bind(settings: Settings) -> socket.socket:
     return listener
 
 
-async def _run(node: Node, listener: socket.socket) -> None:
+def _bound_what_clients_hold(listener: socket.socket, stall_s: float) -> None:
+    """Every accepted connection inherits these. A client that is gone without a word is found out by the kernel."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Counts for a window that stays closed too, also after the connection has been closed on our side.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(int(stall_s * 1000), _LONGEST_MS))
+
+
+async def _run(node: Node, listener: socket.socket, load: Load, where: str | None) -> None:
     settings = node.settings
+    upstream = sum(each.max_connections for each in settings.providers.values())
+    limit = raise_descriptor_limit(settings.api.max_connections + upstream + _OTHER_DESCRIPTORS)
+    reserve = _OTHER_DESCRIPTORS if limit is None else max(_LEAST_OTHER_DESCRIPTORS, limit // 16)
 
     class Protocol(GuardedHttpProtocol):
         max_connections = settings.api.max_connections
+        max_descriptor = None if limit is None else limit - reserve
+        lobby = Lobby(min(Lobby.MOST_PLACES, reserve // 4))
+        reader_stall_s = settings.api.reader_stall_s
+
+        def note_refusal(self, refusal: SpillwayError) -> None:
+            node.door.count(refusal)
+
+    def on_reloaded(now: Settings) -> None:
+        Protocol.max_connections = now.api.max_connections
+        Protocol.reader_stall_s = now.api.reader_stall_s
 
     config = uvicorn.Config(
         node.asgi(),
@@ -85,25 +133,49 @@ async def _run(node: Node, listener: socket.socket) -> None:
         proxy_headers=False,
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(settings.shutdown_grace_s),
+        timeout_graceful_shutdown=_CLOSE_WITHIN_S,
     )
-    server = uvicorn.Server(config)
-
-    # uvicorn raises the signals that ended it once more when it is done, for whoever had a handler before. This one
-    # makes that harmless, so that the engines are stopped in order and the exit code is 0.
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        server.should_exit = True
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, on_signal)
+    server = DrainingServer(config, node.door, lambda: node.settings.shutdown_grace_s)
+    reloader = Reloader(node, load, where, on_reloaded)
+    _on_signals(asyncio.get_running_loop(), end=server.end, reload=reloader.request)
     await node.start()
     gc.collect()
     gc.freeze()  # what start-up built lives as long as the process: no need to walk it again
     try:
         await server.serve(sockets=[listener])
     finally:
-        await asyncio.shield(node.stop())
+        await asyncio.shield(_stop(node, reloader))
+
+
+async def _stop(node: Node, reloader: Reloader) -> None:
+    await reloader.stop()
+    await node.stop()
+
+
+def _on_signals(loop: asyncio.AbstractEventLoop, *, end: Callable[[], None], reload: Callable[[], None]) -> None:
+    """Have the signals call these on the loop. The handlers stay when it is closed: by then they mean nothing.
+
+    A terminal that is closed sends SIGHUP too, and means the end: it reads no log and can send no Ctrl-C any more.
+    """
+    from_terminal = _terminal_is_there()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        asked_to_reload = number == signal.SIGHUP and (not from_terminal or _terminal_is_there())
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(reload if asked_to_reload else end)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # As under nohup, which starts what it runs with SIGHUP ignored; a service manager that does so wants no reload.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, on_signal)
+
+
+def _terminal_is_there() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _banner(node: Node, listener: socket.socket, *, emulated: bool) -> str:

@@ -132,12 +132,16 @@ class PrivacySettings(Section, frozen=True, kw_only=True):
 class ApiSettings(Section, frozen=True, kw_only=True):
     """Limits on what clients send. `strict` refuses unknown request fields instead of ignoring them.
 
-    `max_connections`: open at once, idle ones and those of `/livez`, `/readyz` and `/metrics` included; one more gets a
-    503 and is closed. A probe that must always get through wants it above what the clients can open.
+    `max_connections`: open at once, idle ones included; one more gets a 503 and is closed, unless it asks for `/livez`
+    or `/readyz`. Fewer where the process may not open that many files. `max_bytes_in_flight`: request bodies held for
+    all requests together; one more gets a 503. `reader_stall_s`: how long a client may leave its answer unread before
+    its connection is cut.
     """
 
     max_body_bytes: PositiveInt = 8 * 1024 * 1024
+    max_bytes_in_flight: PositiveInt = 256 * 1024 * 1024
     max_connections: PositiveInt = 4096
+    reader_stall_s: PositiveFloat = 30.0
     default_max_tokens: PositiveInt = 1024
     strict: bool = False
 
@@ -163,12 +167,22 @@ class SupervisionSettings(Section, frozen=True, kw_only=True):
     rebuild_window_s: PositiveFloat = 1800.0
 
 
+class HostSettings(Section, frozen=True, kw_only=True):
+    """What the node may take of its machine. Where it runs short, it holds fewer requests at once, then none.
+
+    `max_rss_bytes`: resident memory of the serving process, the engine's own processes not included (null: no limit but
+    the container's, which is always heeded).
+    """
+
+    max_rss_bytes: PositiveInt | None = None
+
+
 class Settings(Section, frozen=True, kw_only=True):
     """Everything.
 
     `models` are the catalogue names to serve; `catalogue` lists folders of further entries. `engine` overrides vLLM
     engine arguments per model. `cloud_only` starts no engine at all. `providers` are the clouds (and only those)
-    that a catalogue entry may name.
+    that a catalogue entry may name. `shutdown_grace_s` is how long running requests may go on after SIGTERM.
     """
 
     listen: Listen = Listen()
@@ -183,6 +197,7 @@ class Settings(Section, frozen=True, kw_only=True):
     api: ApiSettings = ApiSettings()
     watch: WatchSettings = WatchSettings()
     supervision: SupervisionSettings = SupervisionSettings()
+    host: HostSettings = HostSettings()
     keys: tuple[KeySettings, ...] = ()
     shutdown_grace_s: PositiveFloat = 30.0
 

@@ -30,6 +30,7 @@ _SECTIONS: tuple[tuple[str, type[settings.Section]], ...] = (
     ("api", settings.ApiSettings),
     ("watch", settings.WatchSettings),
     ("supervision", settings.SupervisionSettings),
+    ("host", settings.HostSettings),
     ("keys[]", settings.KeySettings),
 )
 

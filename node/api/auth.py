@@ -26,6 +26,10 @@ class Keyring:
     """The configured keys. Without any, everyone is `anonymous`; the node then listens on loopback only."""
 
     def __init__(self, keys: tuple[KeySettings, ...]) -> None:
+        self.replace(keys)
+
+    def replace(self, keys: tuple[KeySettings, ...]) -> None:
+        """From now on these keys are known, and no others."""
         self._keys = [(bytes.fromhex(key.sha256), Caller(key.name, key.residency)) for key in keys]
 
     def authenticate(self, headers: Headers) -> Caller:

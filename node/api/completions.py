@@ -13,9 +13,10 @@ from starlette.types import Receive, Scope, Send
 from node.api.auth import Keyring
 from node.api.body import check_content_type, parse_json
 from node.api.connection import connection_of
+from node.api.door import Door, Guest
 from node.api.features import Admitted, admit
 from node.api.reader import ClientGone, read_body
-from node.api.responses import HeaderList, send_document, send_error, send_stream
+from node.api.responses import HeaderList, Outgoing, break_off, send_document, send_error, send_stream
 from node.api.schema import ParsedRequest
 from node.backend import Chunk
 from node.dispatch.conversations import Conversations
@@ -24,7 +25,14 @@ from node.dispatch.experience import Experience
 from node.dispatch.journey import Journey, ending_of
 from node.dispatch.outcome import Ending
 from node.dispatch.sharing import SharedAnswer, Sharing
-from node.errors import RequestTimeout, RequestTooLarge, SpillwayError
+from node.errors import (
+    HostExhausted,
+    HostStrained,
+    RequestTimeout,
+    RequestTooLarge,
+    ShuttingDown,
+    SpillwayError,
+)
 from node.routing.values import Decision, Reason, Target
 from node.settings import Settings
 from node.store.cache import CachedAnswer, cache_key
@@ -39,8 +47,9 @@ _JSON_HEADERS: HeaderList = [(b"content-type", b"application/json")]
 class Parts:
     """What the endpoints work with; built in `node.app`."""
 
-    settings: Settings
+    settings: Callable[[], Settings]
     keyring: Keyring
+    door: Door
     dispatcher: Dispatcher
     sharing: Sharing
     experience: Mapping[str, Experience]
@@ -61,41 +70,40 @@ class CompletionsEndpoint:
         """Serve one request. Every way out answers the client, or knows that it has gone."""
         request_id = uuid.uuid4().hex
         arrived_s = self._parts.clock()
-        started = False
-
-        async def watched_send(message: Any) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
+        outgoing = Outgoing(send)
+        streams = read = False
         try:
             try:
-                admitted, ignored = await self._admit(scope, receive, request_id, arrived_s)
-                async with connection_of(scope).while_there():
-                    await self._serve(admitted, ignored, watched_send)
+                with self._parts.door.through() as guest:
+                    admitted, ignored = await self._admit(scope, receive, guest, request_id, arrived_s)
+                    streams, read = admitted.call.stream, True
+                    async with connection_of(scope).while_there():
+                        await self._serve(admitted, ignored, outgoing)
             except SpillwayError as error:
-                if not started:
-                    unread = receive if isinstance(error, RequestTooLarge | RequestTimeout) else None
-                    await send_error(send, error, request_id, unread=unread)
+                if not outgoing.started:
+                    await send_error(send, error, request_id, unread=None if read else _rest(error, receive))
+                elif streams and not outgoing.ended:
+                    await break_off(send, error)
         except ClientGone:
             return
 
     async def _admit(
-        self, scope: Scope, receive: Receive, request_id: str, arrived_s: float
+        self, scope: Scope, receive: Receive, guest: Guest, request_id: str, arrived_s: float
     ) -> tuple[Admitted, tuple[str, ...]]:
         parts, headers = self._parts, scope["headers"]
+        settings = parts.settings()  # once: a reload in the middle of a request is for the next
         caller = parts.keyring.authenticate(headers)
         check_content_type(headers)
-        body = await read_body(receive, headers, parts.settings.api.max_body_bytes)
+        body = await read_body(receive, headers, settings.api.max_body_bytes, guest.hold)
         document = parse_json(body)
         model = document.get("model")
         vocabulary_size = parts.vocabulary_size(model) if isinstance(model, str) else None
-        parsed = self._parse(document, headers, strict=parts.settings.api.strict, vocab_size=vocabulary_size)
+        parsed = self._parse(document, headers, strict=settings.api.strict, vocab_size=vocabulary_size)
         parts.dispatcher.model(parsed.model)
         admitted = admit(
             parsed,
             caller,
-            parts.settings,
+            settings,
             parts.experience[parsed.model],
             request_id=request_id,
             arrived_s=arrived_s,
@@ -167,6 +175,12 @@ class CompletionsEndpoint:
             backend="cache",
             served_model=served_model,
         )
+
+
+def _rest(error: SpillwayError, receive: Receive) -> Receive | None:
+    """What brings the rest of a body that `error` left unread: its answer ends the connection."""
+    unread = RequestTooLarge | RequestTimeout | ShuttingDown | HostExhausted | HostStrained
+    return receive if isinstance(error, unread) else None
 
 
 async def _one(chunk: Chunk) -> Any:

@@ -1,4 +1,4 @@
-"""Knowing at once that a client has hung up, without a task per request that waits for it."""
+"""Ending a request at once, because its client has hung up or the node ends, without a task per request that waits."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ _KEY = "spillway.connection"
 
 
 class Connection:
-    """A client's connection as an endpoint sees it: one request at a time, and whether the client is still there."""
+    """A client's connection as an endpoint sees it: one request at a time, and whether it goes on being served."""
 
     def __init__(self) -> None:
         self._gone = False
-        self._on_gone: Callable[[], object] | None = None
+        self._interrupt: Callable[[Exception], None] | None = None
 
     def lost(self) -> None:
         """The protocol's word that the client has gone."""
         self._gone = True
-        if self._on_gone is not None:
-            self._on_gone()
+        self.cut(ClientGone())
+
+    def cut(self, why: Exception) -> None:
+        """End the request being served, if there is one: `why` is raised where it is served."""
+        if self._interrupt is not None:
+            self._interrupt(why)
 
     def put_into(self, scope: Any) -> None:
         """Hand this connection to whoever serves the request in `scope`."""
@@ -33,27 +37,31 @@ class Connection:
 
     @asynccontextmanager
     async def while_there(self) -> AsyncIterator[None]:
-        """Run the block, and cancel it as soon as the client hangs up: then `ClientGone` is raised."""
+        """Run the block, and cancel it as soon as the client hangs up: then `ClientGone` is raised.
+
+        Raises what `cut` was given if the request is ended from our side.
+        """
         if self._gone:
             raise ClientGone
         task = asyncio.current_task()
         assert task is not None
-        cancelled = False
+        reason: Exception | None = None
 
-        def cancel() -> None:
-            nonlocal cancelled
-            cancelled = True
-            task.cancel()
+        def interrupt(why: Exception) -> None:
+            nonlocal reason
+            if reason is None:
+                reason = why
+                task.cancel()
 
-        self._on_gone = cancel
+        self._interrupt = interrupt
         try:
             yield
         except asyncio.CancelledError:
-            if cancelled and task.uncancel() == 0:
-                raise ClientGone from None
+            if reason is not None and task.uncancel() == 0:
+                raise reason from None
             raise
         finally:
-            self._on_gone = None
+            self._interrupt = None
 
 
 def connection_of(scope: Scope) -> Connection:

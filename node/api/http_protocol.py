@@ -1,8 +1,8 @@
-"""uvicorn's HTTP/1.1 protocol with the bounds it lacks: connections, headers, and clocks for headers and body.
+"""uvicorn's HTTP/1.1 protocol with the bounds it lacks: connections, headers, and clocks for headers, body and answer.
 
-uvicorn 0.54 accepts any number of connections, waits for ever for a request's headers and body, buffers a header of any
-length, adds trailer fields to the headers the application already holds, loses the body of a request that also asks for
-an upgrade, and answers malformed HTTP in plain text.
+uvicorn 0.54 accepts any number of connections, waits for ever for a request's headers and body and for a client that
+does not read its answer, buffers a header of any length, adds trailer fields to the headers the application already
+holds, loses the body of a request that also asks for an upgrade, and answers malformed HTTP in plain text.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from node.api.connection import Connection
 from node.api.cork import CorkedTransport
+from node.api.lobby import PROBES, Lobby
 from node.errors import (
     HeadersTooLarge,
     InvalidRequest,
@@ -51,17 +52,31 @@ class GuardedHttpProtocol(HttpToolsProtocol):
 
     One whose body is still on its way when the server shuts down gets a 503.
 
-    A connection beyond `max_connections`, idle ones counted, gets a 503 at once, whatever it came for. One that never
-    sends anything is closed after `header_timeout_s` without a word. If the answer to an earlier, pipelined request is
-    still being written, the connection closes after that answer instead. Subclass to set other bounds; pass the class
-    to uvicorn as `http`.
+    A connection beyond `max_connections`, idle ones counted, gets a 503, unless it asks for a health probe at once. So
+    does one whose file descriptor is above `max_descriptor` (the kernel gives the lowest free number, so a high one
+    says how many are taken). One that never sends anything is closed after `header_timeout_s` without a word. If the
+    answer to an earlier, pipelined request is still being written, the connection closes after that answer instead.
+
+    A client that lets an answer wait for `reader_stall_s` loses its connection. What waits for it in this process is
+    at most what asyncio buffers (64 KiB) and one chunk.
+
+    Subclass to set other bounds; pass the class to uvicorn as `http`. Each subclass has a lobby of its own.
     """
 
     max_connections: ClassVar[int] = 4096
+    max_descriptor: ClassVar[int | None] = None
+    lobby: ClassVar[Lobby] = Lobby()
+    lobby_timeout_s: ClassVar[float] = 1.0
+    reader_stall_s: ClassVar[float] = 30.0
     max_headers: ClassVar[int] = 64
     max_header_bytes: ClassVar[int] = 32 * 1024
     header_timeout_s: ClassVar[float] = 10.0
     body_timeout_s: ClassVar[float] = 30.0
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "lobby" not in cls.__dict__:
+            cls.lobby = Lobby()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -73,21 +88,52 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._unparsed_bytes = 0
         self._refusal: SpillwayError | None = None
         self._connection = Connection()
+        self._has_place = True
+        self._may_linger = True
+        self._stall_clock: asyncio.TimerHandle | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request that has arrived, in whole or in part, is not answered yet."""
+        return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first request, or turn the connection away."""
-        self._corked = CorkedTransport(transport, self.loop)
-        full = len(self.connections) >= self.max_connections
+        self._corked = CorkedTransport(transport, self.loop, self.reader_stall_s)
+        above = self._descriptors_above_limit(transport)
+        self._has_place = len(self.connections) < self.max_connections and above <= 0
         super().connection_made(self._corked)  # type: ignore[arg-type]
-        if full:
-            self.connections.discard(self)  # while it lingers, it takes nobody's place
-            self._refuse(TooManyConnections(f"The node holds {self.max_connections} connections, and takes no more."))
+        self._start_clock(_Phase.HEADERS)
+        if self._has_place:
+            return
+        self.connections.discard(self)
+        if above > 2 * self.lobby.places:  # a newcomer and the one it pushes out hold one each for a moment
+            self.turn_away()
         else:
-            self._start_clock(_Phase.HEADERS)
+            self.lobby.enter(self)
+
+    def _descriptors_above_limit(self, transport: asyncio.Transport) -> int:
+        connected = transport.get_extra_info("socket")
+        if self.max_descriptor is None or connected is None:
+            return 0
+        return int(connected.fileno()) - self.max_descriptor
+
+    def note_refusal(self, refusal: SpillwayError) -> None:
+        """Called with every refusal; for a subclass to count them."""
+
+    def turn_away(self) -> None:
+        """Refuse a connection for which there is no place."""
+        if self._refusal is None and not self.transport.is_closing():
+            if self._phase is _Phase.NOTHING:
+                self._may_linger = False  # nothing of it is unread, and its descriptor is wanted
+            self._refuse(self._too_many())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock, and whoever serves this connection."""
+        """Stop the clocks, and whoever serves this connection."""
         self._stop_clock()
+        self._stop_stall_clock()
+        self.lobby.leave(self)
+        self._corked.lost()
         super().connection_lost(exc)
         self._connection.lost()
 
@@ -122,6 +168,22 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         else:
             super().shutdown()
 
+    def cut(self, why: SpillwayError) -> None:
+        """End what this connection is busy with: the answer breaks off with `why`, and nothing more is read."""
+        self.shutdown()
+        self._connection.cut(why)
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it is answered. It has `reader_stall_s` to catch up."""
+        super().pause_writing()
+        self._stop_stall_clock()
+        self._stall_clock = self.loop.call_later(self.reader_stall_s, self._reader_stalled)
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._stop_stall_clock()
+        super().resume_writing()
+
     def on_message_begin(self) -> None:
         """A request begins."""
         self._phase = _Phase.HEADERS
@@ -148,7 +210,13 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade() and any(map(_announces_a_body, self.headers)):
             # Java's client does so by default. The parser would drop the body, or take it for the next request.
             self._throw(InvalidRequest("A request with a body cannot ask for an upgrade; send it as plain HTTP/1.1."))
+        if not self._has_place:
+            if self.url.partition(b"?")[0] not in PROBES:
+                self._throw(self._too_many())
+            self.lobby.leave(self)
         super().on_headers_complete()
+        if not self._has_place:
+            self.cycle.keep_alive = False
         self._phase = _Phase.BODY
 
     def on_message_complete(self) -> None:
@@ -178,6 +246,19 @@ class GuardedHttpProtocol(HttpToolsProtocol):
             f"The request has more than {self.max_headers} header fields or {self.max_header_bytes} bytes of them."
         )
 
+    def _too_many(self) -> TooManyConnections:
+        return TooManyConnections(f"The node holds {len(self.connections)} connections, and takes no more.")
+
+    def _reader_stalled(self) -> None:
+        self._stall_clock = None
+        _log.info("a client did not read its answer for %g s; cut", self.reader_stall_s)
+        self.transport.abort()
+
+    def _stop_stall_clock(self) -> None:
+        if self._stall_clock is not None:
+            self._stall_clock.cancel()
+            self._stall_clock = None
+
     def _throw(self, refusal: SpillwayError) -> None:
         self._refusal = refusal
         raise _Refused
@@ -185,6 +266,8 @@ class GuardedHttpProtocol(HttpToolsProtocol):
     def _start_clock(self, phase: _Phase) -> None:
         self._stop_clock()
         timeout_s = self.header_timeout_s if phase is _Phase.HEADERS else self.body_timeout_s
+        if not self._has_place:
+            timeout_s = self.lobby_timeout_s
         self._clock_runs_for = phase
         self._clock = self.loop.call_later(timeout_s, self._time_is_up)
 
@@ -197,6 +280,9 @@ class GuardedHttpProtocol(HttpToolsProtocol):
         self._clock = None
         if self.transport.is_closing():
             return
+        if not self._has_place:
+            self.turn_away()
+            return
         if self._phase is _Phase.NOTHING:
             self.transport.close()  # it never sent a request: there is nothing to answer
             return
@@ -206,7 +292,9 @@ class GuardedHttpProtocol(HttpToolsProtocol):
     def _refuse(self, refusal: SpillwayError) -> None:
         """Answer the request being read, unless an answer is already on the wire, and read no further."""
         _log.info("refused a request: %s", refusal.message)
+        self.note_refusal(refusal)
         self._refusal = refusal
+        self.lobby.leave(self)
         self._stop_clock()
         self._unset_keepalive_if_required()
         cycle, reading_body = self.cycle, self._phase is _Phase.BODY
@@ -222,7 +310,7 @@ class GuardedHttpProtocol(HttpToolsProtocol):
                 self.transport.close()
                 return
         self.transport.write(_encode(refusal))
-        if self.transport.can_write_eof():
+        if self._may_linger and self.transport.can_write_eof():
             # Closing over unread input resets the connection, and the client might never see our answer.
             self.transport.write_eof()
             self._clock = self.loop.call_later(_LINGER_S, self.transport.close)

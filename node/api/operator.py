@@ -25,12 +25,12 @@ def operator_router(
 
     @router.get("/livez", tags=["operator"])
     async def livez() -> Response:
-        """200 while the process answers. Shares the cap on connections (`api.max_connections`): 503 beyond it."""
+        """200 while the process answers, also while it shuts down and however many connections there are."""
         return _json({"status": "alive"})
 
     @router.get("/readyz", tags=["operator"])
     async def readyz() -> Response:
-        """200 when every served model has somewhere to go, 503 otherwise; the body says what is missing."""
+        """200 when every served model has somewhere to go; else 503, with what is missing, and while it shuts down."""
         document = ready()
         return _json(document, 200 if document["ready"] else 503)
 

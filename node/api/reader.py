@@ -19,8 +19,10 @@ class ClientGone(Exception):
     """The client hung up (or was cut off) before its request was complete: there is nobody to answer."""
 
 
-async def read_body(receive: Receive, headers: Headers, limit_bytes: int) -> bytes:
-    """The whole body.
+async def read_body(
+    receive: Receive, headers: Headers, limit_bytes: int, hold: Callable[[int], None] = lambda size_bytes: None
+) -> bytes:
+    """The whole body. `hold` is told the size of each piece before the next is read, and may raise.
 
     Raises `RequestTooLarge` before reading anything when the announced length is over the limit, and as soon as
     the limit is passed otherwise; its answer needs ``connection: close`` and `discard_body`, for the rest of the body
@@ -42,6 +44,7 @@ async def read_body(receive: Receive, headers: Headers, limit_bytes: int) -> byt
         size += len(chunk)
         if size > limit_bytes:
             raise _too_large(limit_bytes)
+        hold(len(chunk))
         if not message.get("more_body", False):
             return b"".join((*chunks, chunk)) if chunks else chunk
         chunks.append(chunk)

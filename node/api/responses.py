@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, MutableMapping
+from typing import Any
 
 from starlette.types import Send
 
@@ -41,13 +42,32 @@ async def send_error(send: Send, error: SpillwayError, request_id: str, *, unrea
 
 
 async def send_stream(send: Send, headers: HeaderList, chunks: AsyncIterator[Chunk]) -> None:
-    """An SSE answer. What fails after its first byte becomes an SSE error event; ``[DONE]`` ends it all the same."""
+    """An SSE answer. One that fails after its first byte is ended with `break_off`."""
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    try:
-        async for chunk in chunks:
-            if chunk.data:
-                await send({"type": "http.response.body", "body": chunk.data, "more_body": True})
-    except SpillwayError as error:
-        await send({"type": "http.response.body", "body": frame(error_body(error)) + DONE, "more_body": False})
-        raise
+    async for chunk in chunks:
+        if chunk.data:
+            await send({"type": "http.response.body", "body": chunk.data, "more_body": True})
     await send({"type": "http.response.body", "body": DONE, "more_body": False})
+
+
+async def break_off(send: Send, error: SpillwayError) -> None:
+    """The end of an SSE answer that cannot go on: an error event, and ``[DONE]`` all the same."""
+    await send({"type": "http.response.body", "body": frame(error_body(error)) + DONE, "more_body": False})
+
+
+class Outgoing:
+    """`send`, and how far the answer has got."""
+
+    __slots__ = ("_send", "ended", "started")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.started = False
+        self.ended = False
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        """Send; what was begun counts as begun even where sending is interrupted."""
+        self.started = True
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.ended = True
+        await self._send(message)

@@ -177,6 +177,11 @@ class EgressGate:
         """The names of the configured providers."""
         return tuple(self._lines)
 
+    @property
+    def in_flight(self) -> int:
+        """Uses under way: the gate may be closed when there is none, without cutting anybody off."""
+        return sum(line.in_flight for line in self._lines.values())
+
     async def send(
         self,
         permit: EgressPermit,

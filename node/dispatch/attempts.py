@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -76,18 +76,24 @@ class Tries:
 
 
 class Attempts:
-    """Opens attempts and lets them go. `random` gives numbers from 0 up to 1; `retries` is the one budget for all."""
+    """Opens attempts and lets them go. `random` gives numbers from 0 up to 1; `retries` is the one budget for all.
+
+    `model` gives a served model as it is declared now: a request that is still to be placed goes by that, not by what
+    it came with.
+    """
 
     def __init__(
         self,
         *,
         providers: Providers,
         retries: RetryBudget,
+        model: Callable[[str], Model],
         random: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
         self._providers = providers
         self._retries = retries
+        self._model = model
         self._random = random
         self._clock = clock
 
@@ -161,8 +167,12 @@ class Attempts:
         else:
             tries.failed = failed
 
+    def usable(self, journey: Journey, now_s: float, failed: frozenset[str] = frozenset()) -> CloudOption | None:
+        """The first provider that could take the request now, by what is declared now."""
+        return self._providers.usable(self._model(journey.call.model), journey.features, now_s, failed)
+
     def _has_other(self, journey: Journey, failed: frozenset[str]) -> bool:
-        return self._providers.usable(journey.model, journey.features, self._clock(), failed) is not None
+        return self.usable(journey, self._clock(), failed) is not None
 
     def open(self, journey: Journey, lane: Lane, decision: Decision, visit: Visit | None, tries: Tries) -> Attempt:
         """An attempt at what `decision` names, by way of `visit` where that is a provider; nothing is sent yet.
@@ -177,7 +187,9 @@ class Attempts:
             with ExitStack() as undo:  # should we refuse ourselves a permit, the way in is given back all the same
                 undo.callback(visit.left, now_s)
                 permit = grant(journey.features, decision)
-                equivalent = _equivalent(journey.model, permit.provider, permit.model)
+                # Decided by what was declared then: mostly what is now, but a reload may have come between.
+                declared = (*self._model(journey.call.model).cloud, *journey.model.cloud)
+                equivalent = _equivalent(declared, permit.provider, permit.model)
                 assert equivalent.price is not None
                 assert tries.provider_s is not None
                 backend = self._providers.states[permit.provider].provider.bind(
@@ -226,7 +238,7 @@ class Attempts:
         A first token that is late is better than none: where there is nobody else, only the provider's clocks cut it.
         """
         option, features = attempt.option, journey.features
-        alone = len(journey.model.cloud) < 2
+        alone = len(self._model(journey.call.model).cloud) < 2
         if option is None or alone or not journey.call.stream or journey.attempts == MAX_ATTEMPTS:
             return _NO_LIMIT
         tried = tries.failed | {option.provider}
@@ -278,8 +290,11 @@ def adopt(journey: Journey, attempt: Attempt) -> None:
     journey.backend, journey.served_model = attempt.backend.name, attempt.backend.served_model
 
 
-def _equivalent(model: Model, provider: str, name: str) -> CloudEquivalent:
-    return next(each for each in model.cloud if each.provider == provider and each.model == name)
+def _equivalent(declared: Iterable[CloudEquivalent], provider: str, name: str) -> CloudEquivalent:
+    """The first of them at a known price: without one nothing is decided for it."""
+    return next(
+        each for each in declared if each.provider == provider and each.model == name and each.price is not None
+    )
 
 
 def _with_data(chunk: Chunk, data: bytes) -> Chunk:

@@ -98,8 +98,14 @@ class Dispatcher:
         hedging: Hedging | None = None,
     ) -> None:
         self.served = served
-        self._attempts = Attempts(providers=providers, retries=retries, random=random, clock=clock)
-        self._hedger = Hedger(hedging, self._attempts, providers, clock)
+        self._attempts = Attempts(
+            providers=providers,
+            retries=retries,
+            model=lambda name: self.model(name).model,
+            random=random,
+            clock=clock,
+        )
+        self.hedger = Hedger(hedging, self._attempts, providers, clock)
         self._providers = providers
         self._conversations = conversations
         self._clock = clock
@@ -146,7 +152,7 @@ class Dispatcher:
                 if attempt is None:
                     continue  # the provider has gone away since it was decided for
                 try:
-                    attempt, head = await self._hedger.begin(journey, served.lane, attempt, tries)
+                    attempt, head = await self.hedger.begin(journey, served.lane, attempt, tries)
                 except SpillwayError as error:
                     if not error.may_try_elsewhere or journey.attempts == MAX_ATTEMPTS:
                         raise

@@ -51,21 +51,35 @@ class HealthChecks:
         self._probe = probe
         self._clock = clock
         self._random = random
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started = False
         self._failing: set[str] = set()
         self._lists: set[str] = set()
         self._asked_s: dict[str, float] = {}
 
     def start(self) -> None:
         """Begin; the first questions come after one interval."""
-        self._tasks = [asyncio.create_task(self._watch(name), name=f"health of {name}") for name in self._checked]
+        self._started = True
+        for name in self._checked:
+            task = asyncio.create_task(self._watch(name), name=f"health of {name}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def replace(self, checked: Mapping[str, Checked]) -> None:
+        """From now on these are looked after, and no others. What is known of one of that name stays known."""
+        for task in self._tasks:
+            task.cancel()
+        self._checked = checked
+        if self._started:
+            self.start()
 
     async def stop(self) -> None:
         """End all of it."""
-        for task in self._tasks:
+        self._started = False
+        tasks = tuple(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def check(self, name: str) -> None:
         """Ask one provider now, whether it is due or not, and tell its standing."""

@@ -32,12 +32,15 @@ class Hedging:
 
 
 class Hedger:
-    """Begins attempts, with a copy where `hedging` allows one; without it no request is ever in two places."""
+    """Begins attempts, with a copy where `hedging` allows one; without it no request is ever in two places.
+
+    `hedging` may be exchanged at any time.
+    """
 
     def __init__(
         self, hedging: Hedging | None, attempts: Attempts, providers: Providers, clock: Callable[[], float]
     ) -> None:
-        self._hedging = hedging
+        self.hedging = hedging
         self._attempts = attempts
         self._providers = providers
         self._clock = clock
@@ -97,13 +100,13 @@ class Hedger:
 
     def _hedge_after_s(self, journey: Journey, attempt: Attempt) -> float | None:
         """In how many seconds a copy of what begins in the engine is to be sent; None: never."""
-        hedging, features = self._hedging, journey.features
+        hedging, features = self.hedging, journey.features
         if hedging is None or not journey.call.stream or journey.attempts == MAX_ATTEMPTS:
             return None
         if not may_hedge(features, attempt.decision):
             return None
         hedging.budget.called(attempt.opened_s)
-        option = self._providers.usable(journey.model, features, attempt.opened_s)
+        option = self._attempts.usable(journey, attempt.opened_s)
         if option is None:
             return None
         at_s = hedge_at_s(features, attempt.decision, attempt.opened_s, option, hedging.margin_s)
@@ -111,15 +114,14 @@ class Hedger:
 
     async def _copy(self, journey: Journey, lane: Lane, tries: Tries) -> Begun | None:
         """A copy in the cloud, begun; None where it may not be sent now, or has failed."""
-        assert self._hedging is not None
-        now_s = self._clock()
-        option = self._providers.usable(journey.model, journey.features, now_s)
-        if option is None or not self._hedging.budget.allows(now_s):
+        hedging, now_s = self.hedging, self._clock()
+        option = self._attempts.usable(journey, now_s)
+        if hedging is None or option is None or not hedging.budget.allows(now_s):
             return None
         visit = self._providers.states[option.provider].standing.enter(now_s)
         if visit is None:
             return None
-        self._hedging.budget.take(now_s)
+        hedging.budget.take(now_s)
         self._attempts.called(journey, tries, now_s)
         decision = Decision(target=Target.CLOUD, reason=Reason.HEDGED, cloud=option)
         attempt = self._attempts.open(journey, lane, decision, visit, tries)

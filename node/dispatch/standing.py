@@ -92,9 +92,7 @@ class Standing:
         """
         if isinstance(error, UpstreamAuth | UpstreamQuota):
             if self.isolated_by is None:
-                _log.warning(
-                    "%s is left alone until the node starts anew (%s): %s", self.name, error.code, error.message
-                )
+                _log.warning("%s is left alone until a reload (%s): %s", self.name, error.code, error.message)
             self.isolate(error.code or OPERATOR, now_s)
         elif isinstance(error, UpstreamRateLimited) or error.retry_after_s:
             # One that names no time is asked again less and less often.

@@ -20,7 +20,7 @@ from node.errors import EngineUnavailable, SettingsError
 from node.local import arguments
 from node.local.outputs import CountedEngine, Tally
 from node.local.prefill import PrefillQueue
-from node.local.processes import EngineProcess, descendants, spawning_apart, step_back, sweep
+from node.local.processes import EngineProcess, descendants, spawning_apart, step_back, step_up, sweep
 from node.local.serving import Serving
 from node.local.stats import Step, StepStats, TimedStep
 from node.local.warm_up import canary, warm_up
@@ -382,6 +382,8 @@ class LocalEngine:
 
             # Callers still waiting would otherwise wait for ever: vLLM's shutdown cancels the task that feeds them.
             llm.output_processor.propagate_error(EngineDeadError())
+            if self._on_cpu:
+                step_up(self._processes)
             await asyncio.to_thread(llm.shutdown, grace_s)
         await asyncio.to_thread(sweep, self._processes, 1.0)
         self._processes = frozenset()

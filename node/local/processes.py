@@ -97,6 +97,14 @@ def spawning_apart() -> Iterator[None]:
         util.spawnv_passfds = plain
 
 
+def step_up(processes: Iterable[EngineProcess]) -> None:
+    """Undo `step_back`, where the kernel allows it: for processes that are to end.
+
+    Ending takes them a second of CPU, for which they were seen to wait more than ten beside other work.
+    """
+    _schedule(processes, os.SCHED_OTHER)
+
+
 def step_back(processes: Iterable[EngineProcess]) -> None:
     """Let every thread of `processes` run only while nothing else wants its core; threads they start later inherit it.
 
@@ -105,14 +113,18 @@ def step_back(processes: Iterable[EngineProcess]) -> None:
     (`nice`) is not enough: on two cores the front end was seen to wait up to 0.7 s for one, at a niceness of 5 as at 0;
     under SCHED_IDLE not once.
     """
+    _schedule(processes, os.SCHED_IDLE)
+
+
+def _schedule(processes: Iterable[EngineProcess], policy: int) -> None:
     for process in processes:
         if (found := process.find()) is None:
             continue
         try:
             for thread in found.threads():
-                os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))  # takes a thread's id too
-        except (psutil.NoSuchProcess, ProcessLookupError):
-            continue
+                os.sched_setscheduler(thread.id, policy, os.sched_param(0))  # takes a thread's id too
+        except (psutil.NoSuchProcess, ProcessLookupError, PermissionError):
+            continue  # gone; or back from SCHED_IDLE without the privilege for it
 
 
 def sweep(processes: Iterable[EngineProcess], grace_s: float) -> list[int]:

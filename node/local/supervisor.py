@@ -39,7 +39,7 @@ class Surroundings:
     `build` makes an engine that has not started; it gets `on_state`. `memory` returns once the device has room for
     one, or raises `EngineUnavailable`. `note` writes down which processes there are now, perhaps none; it may raise
     `OSError`. `on_change` is called on the event loop after each change of `Supervisor.state`.
-    `patience_s` is how long a caller that cannot leave waits for the engine at most. `clock` gives monotonic seconds.
+    `patience_s` says how long a caller that cannot leave waits for the engine at most. `clock` gives monotonic seconds.
     """
 
     build: Callable[..., LocalEngine]
@@ -47,7 +47,7 @@ class Surroundings:
     note: Callable[[frozenset[EngineProcess]], Awaitable[None]]
     on_change: Callable[[], None]
     clock: Callable[[], float]
-    patience_s: float
+    patience_s: Callable[[], float]
     rng: random.Random
 
 
@@ -82,7 +82,7 @@ class Supervisor:
     def load(self, in_flight: int) -> EngineLoad:
         """The engine's load as routing is to take it, with `in_flight` sequences handed to it."""
         load, now_s = self._engine.load(in_flight), self._around.clock()
-        state = self._supervision.shown_state(now_s, self._around.patience_s)
+        state = self._supervision.shown_state(now_s, self._around.patience_s())
         if state is EngineState.READY and load.state is EngineState.DOWN:
             state = EngineState.SUSPECT  # it has just died; what failed with it asks before `_watch` knows
         slots = self._supervision.slots(load.max_sequences, now_s, self._rules)
@@ -137,9 +137,9 @@ class Supervisor:
             self._engine, self._backend = self._build(self._supervision.starts + 1)
             self._enter(self._supervision.after(Event.REBUILD, self._around.clock()))
 
-    async def stop(self) -> None:
-        """End the engine and all its processes, whatever it is doing."""
-        await self._engine.stop()
+    async def stop(self, grace_s: float = 10.0) -> None:
+        """End the engine and all its processes within about `grace_s` seconds, whatever it is doing."""
+        await self._engine.stop(grace_s)
         await self._note(frozenset())
 
     def _build(self, number: int = 1) -> tuple[LocalEngine, LocalBackend]:

@@ -33,7 +33,7 @@ def main() -> None:
     config, outcomes = map(Path, sys.argv[1:])
     with outcomes.open("w") as into:
         serve.Node = recording(into)  # type: ignore[attr-defined]
-        serve.serve(load_settings(config), configured=True)
+        serve.serve(load_settings(config), load=lambda: load_settings(config), where=str(config))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from fastapi import APIRouter
 
 from node.api.app import build_app
 from node.api.completions import Parts
+from node.api.door import Door
+from node.watch.strain import Strain
 
 
 class _Broken:
@@ -22,6 +24,7 @@ def _parts() -> Parts:
     return Parts(
         settings=broken,
         keyring=broken,
+        door=Door(strain=Strain, max_bytes=lambda: 1000),
         dispatcher=broken,
         sharing=broken,
         experience=broken,

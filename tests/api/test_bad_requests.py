@@ -560,7 +560,8 @@ async def test_row_34_a_pinned_request_that_only_the_cloud_can_serve_stays_and_i
 
 async def test_connections_beyond_the_configured_cap_are_turned_away(strict: RunningNode) -> None:
     idle = [await asyncio.open_connection("127.0.0.1", strict.port) for _ in range(3)]
-    for sent in (request(chat()), request(b"", "/livez", "GET")):
+    assert (await strict.exchange(request(b"", "/livez", "GET"))).status == 200
+    for sent in (request(chat()), request(b"", "/metrics", "GET")):
         answer = await strict.exchange(sent)
         assert (answer.status, answer.json()["error"]["code"]) == (503, "too_many_connections")
         assert answer.headers["retry-after"] == "1"

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from node.api.cork import CorkedTransport
+from tests.dispatch.virtual_time import in_virtual_time
 
 
 class Recorder:
@@ -11,6 +12,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.done: list[Any] = []
+        self.unsent = 0
 
     def write(self, data: bytes) -> None:
         self.done.append(data)
@@ -20,6 +22,9 @@ class Recorder:
 
     def abort(self) -> None:
         self.done.append("aborted")
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
 
     def is_closing(self) -> bool:
         return False
@@ -44,6 +49,29 @@ async def test_closing_sends_what_is_held_first() -> None:
     corked.close()
     await asyncio.sleep(0)
     assert inner.done == [b"last words", "closed"]
+
+
+@in_virtual_time
+async def test_client_that_does_not_take_the_rest_after_a_close_loses_the_connection() -> None:
+    inner = Recorder()
+    inner.unsent = 1000
+    corked = CorkedTransport(inner, asyncio.get_running_loop(), 30.0)  # type: ignore[arg-type]
+    corked.close()
+    await asyncio.sleep(29)
+    assert inner.done == ["closed"]
+    await asyncio.sleep(2)
+    assert inner.done == ["closed", "aborted"]
+
+
+@in_virtual_time
+async def test_client_that_is_gone_after_a_close_is_waited_for_no_longer() -> None:
+    inner = Recorder()
+    inner.unsent = 1000
+    corked = CorkedTransport(inner, asyncio.get_running_loop(), 30.0)  # type: ignore[arg-type]
+    corked.close()
+    corked.lost()
+    await asyncio.sleep(60)
+    assert inner.done == ["closed"]
 
 
 async def test_aborting_sends_nothing_more() -> None:

@@ -327,7 +327,7 @@ def test_connections_beyond_the_cap_are_turned_away_and_told_when_to_come_back(n
     with narrow.connect() as idle, narrow.connect() as busy:
         busy.sendall(post(b"first"))
         assert read_answer(busy) == b"first"
-        for request in (post(b"third"), b"", b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"):
+        for request in (post(b"third"), b"", b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"):
             answer = narrow.exchange(request)
             assert error_of(answer, 503, "server_error")["code"] == "too_many_connections"
             assert b"\r\nretry-after: 1\r\n" in answer.lower()
@@ -335,6 +335,14 @@ def test_connections_beyond_the_cap_are_turned_away_and_told_when_to_come_back(n
         assert read_answer(busy) == b"still served"
         idle.sendall(post(b"idle no more"))
         assert read_answer(idle) == b"idle no more"
+
+
+@pytest.mark.parametrize("path", [b"/livez", b"/readyz?verbose"])
+def test_health_probes_are_answered_when_all_places_are_taken(narrow: _Node, path: bytes) -> None:
+    with narrow.connect(), narrow.connect(), narrow.connect(), narrow.connect():
+        answer = narrow.exchange(b"GET " + path + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"\r\nconnection: close\r\n" in answer
 
 
 def test_a_place_that_becomes_free_is_given_to_the_next(narrow: _Node) -> None:

@@ -174,12 +174,13 @@ class Patient:
         self.standing = standing()
         self.error: SpillwayError | None = None
         self.models = models
+        self.timeout_s = 5.0
         self.asked_s: list[float] = []
         checked = Checked(standing=self.standing, interval_s=5.0, models=frozenset({"gpt-4.1"}))
         self.checks = HealthChecks({"cloud": checked}, self._probe, clock=now_s, random=Random(1).random)
 
     async def _probe(self, name: str, timeout_s: float) -> Collection[str]:
-        assert (name, timeout_s) == ("cloud", 5.0)
+        assert (name, timeout_s) == ("cloud", self.timeout_s)
         self.asked_s.append(now_s())
         if self.error is not None:
             raise self.error
@@ -252,6 +253,23 @@ async def test_isolated_and_paused_providers_are_not_asked() -> None:
     await asyncio.sleep(99)
     assert patient.asked_s == []
     await patient.checks.stop()
+
+
+@in_virtual_time
+async def test_exchanged_health_checks_go_on_with_what_they_know() -> None:
+    patient = Patient("gpt-4.1")
+    await patient.checks.check("cloud")
+    patient.checks.start()
+    checked = Checked(standing=patient.standing, interval_s=2.0, models=frozenset())
+    patient.checks.replace({})
+    await asyncio.sleep(100)
+    assert len(patient.asked_s) == 1
+    patient.checks.replace({"cloud": checked})
+    patient.error, patient.timeout_s = UpstreamError("status 500"), 2.0
+    await asyncio.sleep(30)
+    assert not patient.standing.is_available(now_s()), "it has listed its models before: that it cannot now counts"
+    await patient.checks.stop()
+    assert len(asyncio.all_tasks()) == 1
 
 
 @in_virtual_time

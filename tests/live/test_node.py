@@ -201,16 +201,26 @@ async def test_identical_deterministic_requests_are_answered_from_the_cache(node
     assert second.json()["usage"]["cost_usd"] == 0.0
 
 
-async def test_a_client_that_hangs_up_frees_the_engine_within_a_second(node: RunningNode) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+async def test_row_38_client_that_hangs_up_frees_the_engine_within_a_second(node: RunningNode, stream: bool) -> None:
+    pinned = {"require_local": True}
+    body = _chat("Count for ever", stream=stream, max_tokens=3000, ignore_eos=True, spillway=pinned)
     async with httpx.AsyncClient(timeout=30) as client:
-        body = _chat("Count for ever", stream=True, max_tokens=3000, ignore_eos=True)
-        async with client.stream("POST", f"{node.url}/v1/chat/completions", json=body) as answer:
-            assert answer.headers["x-spillway-backend"] == "local"
-            await anext(answer.aiter_bytes())
+        url = f"{node.url}/v1/chat/completions"
+        closed = (await client.get(f"{node.url}/admin/stats")).json()["by_ending"].get("client_closed", 0)
+        if stream:
+            async with client.stream("POST", url, json=body) as answer:
+                assert answer.headers["x-spillway-backend"] == "local"
+                await anext(answer.aiter_bytes())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                await client.post(url, json=body, timeout=httpx.Timeout(10, read=0.5))
         give_up = time.monotonic() + 1.0
         while time.monotonic() < give_up:
-            engine = (await client.get(f"{node.url}/admin/stats")).json()["engines"]["demo"]
+            stats = (await client.get(f"{node.url}/admin/stats")).json()
+            engine = stats["engines"]["demo"]
             if engine["in_flight"] == 0 and engine["running"] == 0:
+                assert stats["by_ending"]["client_closed"] == closed + 1
                 return
             await asyncio.sleep(0.02)
     raise AssertionError(f"still running: {engine}")
@@ -283,7 +293,7 @@ async def test_metrics_are_prometheus_text(node: RunningNode) -> None:
     assert 'spillway_requests_total{backend="local"' in text
 
 
-async def test_ctrl_c_lets_a_stream_end_and_leaves_no_process_behind(node: RunningNode) -> None:
+async def test_row_68_ctrl_c_lets_a_stream_end_and_leaves_no_process_behind(node: RunningNode) -> None:
     """A terminal signals the whole process group, and so do some supervisors."""
     children = psutil.Process(node.process.pid).children(recursive=True)
     assert children
@@ -303,7 +313,9 @@ async def test_ctrl_c_lets_a_stream_end_and_leaves_no_process_behind(node: Runni
     assert not alive
 
 
-async def test_sigterm_ends_a_starting_node_and_leaves_no_process_behind(node: RunningNode, tmp_path: Path) -> None:
+async def test_row_68_sigterm_ends_a_starting_node_and_leaves_no_process_behind(
+    node: RunningNode, tmp_path: Path
+) -> None:
     config = node.log.with_name("spillway.yaml")
     process = _start(config, tmp_path / "node.log")
     try:

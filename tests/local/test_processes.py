@@ -10,7 +10,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from node.local.processes import EngineProcess, descendants, spawning_apart, start_ticks, sweep
+from node.local.processes import (
+    EngineProcess,
+    descendants,
+    spawning_apart,
+    start_ticks,
+    step_back,
+    step_up,
+    sweep,
+)
 
 # A child that starts a grandchild deaf to SIGTERM, says so, and waits.
 FAMILY = """
@@ -47,6 +55,17 @@ def test_orphaned_grandchild_is_swept(family: tuple[subprocess.Popen[bytes], fro
     (orphan,) = [process for process in started if process.find()]
     assert sweep(started, 0.1) == [orphan.pid]
     assert orphan.find() is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may take a process back from SCHED_IDLE")
+def test_those_who_stepped_back_step_up_to_end(
+    family: tuple[subprocess.Popen[bytes], frozenset[EngineProcess]],
+) -> None:
+    _, started = family
+    step_back(started)
+    assert {os.sched_getscheduler(process.pid) for process in started} == {os.SCHED_IDLE}
+    step_up(started)
+    assert {os.sched_getscheduler(process.pid) for process in started} == {os.SCHED_OTHER}
 
 
 def test_reused_pid_is_left_alone() -> None:

@@ -34,6 +34,7 @@ class ScriptedEngine:
         self.has_work = False
         self.hangs = False
         self.killed = self.stopped = False
+        self.grace_s: float | None = None
         self.probes = 0
         self._fails = fails
         self._on_state = on_state
@@ -57,8 +58,8 @@ class ScriptedEngine:
     async def kill(self) -> None:
         self.killed = True
 
-    async def stop(self) -> None:
-        self.stopped = True
+    async def stop(self, grace_s: float) -> None:
+        self.stopped, self.grace_s = True, grace_s
         self._enter(EngineState.DOWN)
 
     async def probe(self) -> None:
@@ -104,7 +105,7 @@ class House:
                 note=self._note,
                 on_change=lambda: self.seen.append((round(now_s() - 1000.0), self.supervisor.state)),
                 clock=now_s,
-                patience_s=60.0,
+                patience_s=lambda: 60.0,
                 rng=random.Random(4),
             ),
         )
@@ -125,7 +126,7 @@ class House:
     async def end(self) -> None:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
-        await self.supervisor.stop()
+        await self.supervisor.stop(4.0)
         assert all(engine.stopped for engine in self.engines)
         assert self.notes[-1] == frozenset()
 
@@ -278,6 +279,7 @@ async def test_stopping_ends_a_start_and_a_pause_alike() -> None:
     house = House()
     await asyncio.sleep(1.0)
     await house.end()
+    assert house.engine.grace_s == 4.0
     house = House(fails=lambda number: EngineUnavailable("never"), rules=Rules(first_pause_s=1e4, longest_pause_s=1e4))
     await house.until(EngineState.DOWN)
     await house.end()
