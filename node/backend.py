@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from node.money import Usage
+from node.money import NO_BUDGET, Budget, Usage
 
 
 class Kind(StrEnum):
@@ -30,7 +30,8 @@ class Call:
     `body` holds only known OpenAI (and vLLM) fields, already checked by `node.api`; Spillway's own fields are
     taken out. `model` is the catalogue name the client asked for, and is what answers are labelled with.
     `include_usage` tells whether a stream ends in a usage frame. `max_output_tokens` is the effective cap per
-    choice (the client's, or the default put in its place). `created_s` is Unix time, `tenant` the caller's name.
+    choice (the client's, or the default put in its place). `created_s` is Unix time, `tenant` the caller's name, `budget`
+    what its key may spend.
     """
 
     request_id: str
@@ -42,6 +43,7 @@ class Call:
     max_output_tokens: int
     created_s: int
     tenant: str
+    budget: Budget = NO_BUDGET
 
     @property
     def response_id(self) -> str:

@@ -17,7 +17,10 @@
     │   ├── PermissionDenied        403  known key, forbidden model
     │   └── PrivateNotServable      403  pinned to the premises, and no premises backend has the model
     ├── Refused                     503  a rule or a limit said no; carries the rule
-    │   └── RefusedBusy             429
+    │   ├── RefusedBusy             429
+    │   ├── BudgetSpent             429  the money for it is spent, and nothing free could serve it
+    │   └── LedgerUnavailable       503  what it costs cannot be written down, so it may not leave
+    ├── RateLimited                 429  the key's requests or tokens per minute are used up
     ├── TooManyConnections          503  the node holds as many as it may
     ├── ShuttingDown                503  the node ends: the request came too late, or took longer than the grace
     ├── HostExhausted               503  memory or file descriptors are used up
@@ -221,6 +224,30 @@ class RefusedBusy(Refused):
     status = 429
     type = "rate_limit_error"
     code = "overloaded"
+
+
+class BudgetSpent(Refused):
+    """A budget (of the key or of the node) has no room for what the request could cost at worst."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+    should_retry = False
+
+
+class LedgerUnavailable(Refused):
+    """The ledger cannot be written: nothing that costs money leaves until it can."""
+
+    code = "ledger_unavailable"
+
+
+class RateLimited(SpillwayError):
+    """The key has used up its requests or tokens for this minute."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    fault = Fault.CLIENT
 
 
 class TooManyConnections(SpillwayError):

@@ -50,6 +50,18 @@ class Price:
         return -(-atto // _ATTO_PER_NANO)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What may be spent per UTC hour, day and calendar month, in nano-dollars; None: no limit."""
+
+    hour_nano_usd: int | None = None
+    day_nano_usd: int | None = None
+    month_nano_usd: int | None = None
+
+
+NO_BUDGET = Budget()
+
+
 def _atto_per_token(usd_per_mtok: Decimal) -> int:
     """$/MTok as whole atto-dollars (10**-18) per token: exact to twelve decimals, rounded up beyond.
 

@@ -33,6 +33,31 @@ class Listen(Section, frozen=True, kw_only=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
 
 
+NonNegativeFloat = Annotated[float, Meta(ge=0, le=1e9)]
+
+
+class BudgetSettings(Section, frozen=True, kw_only=True):
+    """What may be spent in the cloud, in dollars per UTC hour, day and calendar month (null: no limit).
+
+    What is reserved for calls that are still out counts. Spent: the request waits for the engine here, or is refused.
+    """
+
+    hour_usd: NonNegativeFloat | None = None
+    day_usd: NonNegativeFloat | None = None
+    month_usd: NonNegativeFloat | None = None
+
+
+class StoreSettings(Section, frozen=True, kw_only=True):
+    """Where ledger, keys and audit are kept.
+
+    `folder`: the node's own files, and the SQLite database (null: `$SPILLWAY_DATA`, else `spillway` in the user's data
+    folder). `url`: a `postgresql://` URL, best given as `$SPILLWAY_DATABASE_URL` (null: SQLite).
+    """
+
+    folder: str | None = None
+    url: str | None = None
+
+
 class KeySettings(Section, frozen=True, kw_only=True):
     """One caller. `sha256` is the hex digest of its key; the key itself is never written down."""
 
@@ -198,6 +223,8 @@ class Settings(Section, frozen=True, kw_only=True):
     watch: WatchSettings = WatchSettings()
     supervision: SupervisionSettings = SupervisionSettings()
     host: HostSettings = HostSettings()
+    store: StoreSettings = StoreSettings()
+    budget: BudgetSettings = BudgetSettings()
     keys: tuple[KeySettings, ...] = ()
     shutdown_grace_s: PositiveFloat = 30.0
 
@@ -214,7 +241,8 @@ def load_settings(path: Path | None, environ: Mapping[str, str] = os.environ) ->
     """The settings in `path` (None: the defaults) with the environment laid over them.
 
     ``HOLYSHEEP_API_KEY`` adds HolySheep as a provider; ``SPILLWAY_HOST``, ``SPILLWAY_PORT`` and ``SPILLWAY_MODELS``
-    (comma-separated) override; ``SPILLWAY_API_KEY`` adds one caller key named ``default``.
+    (comma-separated) override; ``SPILLWAY_DATABASE_URL`` is the store's; ``SPILLWAY_API_KEY`` adds one caller key named
+    ``default``.
     Raises `SettingsError` naming file, key and reason.
     """
     document = read_mapping(path) if path is not None else {}
@@ -236,6 +264,10 @@ def _overlay_environment(document: dict[str, Any], environ: Mapping[str, str]) -
             if not (port.isascii() and port.isdecimal()):
                 raise SettingsError(f"SPILLWAY_PORT: expected a port number, got {port!r}")
             listen["port"] = int(port)
+    if url := environ.get("SPILLWAY_DATABASE_URL"):
+        store = document.setdefault("store", {})
+        if isinstance(store, dict):
+            store["url"] = url
     if models := environ.get("SPILLWAY_MODELS"):
         document["models"] = [name.strip() for name in models.split(",") if name.strip()]
     if key := environ.get("SPILLWAY_API_KEY"):

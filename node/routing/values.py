@@ -97,6 +97,8 @@ class Reason(StrEnum):
     NOT_SERVABLE = "not_servable"
     CONTEXT_LENGTH = "context_length"
     COST_BUDGET = "cost_budget"
+    BUDGET_SPENT = "budget_spent"
+    LEDGER_UNAVAILABLE = "ledger_unavailable"
     UNKNOWN_PRICE = "unknown_price"
     NO_PROVIDER = "no_provider"
 

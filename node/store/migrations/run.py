@@ -1,0 +1,35 @@
+"""Bring a database up to date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from node.errors import SettingsError
+
+_FOLDER: Final = Path(__file__).parent
+
+
+def migrate(connection: Connection) -> None:
+    """Run what is missing, inside the caller's transaction. Raises `SettingsError` for tables of a newer version."""
+    config = Config()
+    config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
+    scripts = ScriptDirectory.from_config(config)
+    present = MigrationContext.configure(connection).get_current_revision()
+    known = {script.revision for script in scripts.walk_revisions()}
+    if present is not None and present not in known:
+        raise SettingsError(
+            f"store: the database was written by a newer version of Spillway (its tables are at {present}). "
+            "Install that one, or put back the backup made before it"
+        )
+    if present == scripts.get_current_head():
+        return
+    with EnvironmentContext(config, scripts, fn=lambda revision, _: scripts._upgrade_revs("head", revision)) as context:
+        context.configure(connection=connection, transactional_ddl=True)
+        context.run_migrations()
