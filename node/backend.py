@@ -30,8 +30,8 @@ class Call:
     `body` holds only known OpenAI (and vLLM) fields, already checked by `node.api`; Spillway's own fields are
     taken out. `model` is the catalogue name the client asked for, and is what answers are labelled with.
     `include_usage` tells whether a stream ends in a usage frame. `max_output_tokens` is the effective cap per
-    choice (the client's, or the default put in its place). `created_s` is Unix time, `tenant` the caller's name, `budget`
-    what its key may spend.
+    choice (the client's, or the default put in its place). `created_s` is Unix time, `tenant` the caller's name,
+    `budget` what its key may spend.
     """
 
     request_id: str

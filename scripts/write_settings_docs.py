@@ -15,8 +15,8 @@ _INTRO = """# Settings
 
 `spillway.yaml` in the folder you start from, `$SPILLWAY_CONFIG`, or `--config FILE`. Unknown keys are refused by name.
 The environment is laid over it: `SPILLWAY_HOST`, `SPILLWAY_PORT`, `SPILLWAY_MODELS` (comma-separated),
-`SPILLWAY_DATABASE_URL`, `SPILLWAY_API_KEY` (adds one caller key named `default`), `HOLYSHEEP_API_KEY` (adds HolySheep as
-a provider).
+`SPILLWAY_DATABASE_URL`, `SPILLWAY_API_KEY` (adds one caller key named `default`), `HOLYSHEEP_API_KEY` (adds HolySheep
+as a provider).
 Written by `scripts/write_settings_docs.py`.
 """
 _SECTIONS: tuple[tuple[str, type[settings.Section]], ...] = (
