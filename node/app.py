@@ -10,6 +10,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,6 +28,7 @@ from node.catalogue_files import default_models_dir, load_catalogue, with_engine
 from node.cloud.config import AnswerClocks, ProviderConfig
 from node.cloud.gate import EgressGate
 from node.cloud.provider import CloudProvider
+from node.dispatch.accounts import Settlement, entry_for, worth
 from node.dispatch.conversations import Conversations
 from node.dispatch.dispatcher import Dispatcher, ServedModel
 from node.dispatch.experience import Experience
@@ -48,14 +50,17 @@ from node.local.processes import EngineProcess
 from node.local.supervision import Rules, Supervision
 from node.local.supervisor import Supervisor, Surroundings
 from node.metrics import Metrics
+from node.money import Budget, usd_to_nano
 from node.routing.breaker import BreakerLimits
 from node.routing.policy import LOCAL, OverflowPolicy, Policy
 from node.routing.retry_budget import RetryBudget, RetryLimits
 from node.routing.targets import TargetsPolicy
 from node.routing.ttft import HIGH_SHARE, ProviderTtft
-from node.routing.values import Decision, EngineState, Features, Limits, Snapshot
-from node.settings import ProviderSettings, Settings
+from node.routing.values import Decision, EngineState, Features, Limits, Reason, Snapshot
+from node.settings import BudgetSettings, ProviderSettings, Settings
 from node.store.cache import MemoryCache
+from node.store.database import Database, Place, data_folder, place_of
+from node.store.ledger import SqlLedger
 from node.store.totals import Totals
 from node.watch.host import HostReader
 from node.watch.host_watch import HostWatch
@@ -93,9 +98,14 @@ class Node:
         self.watch = GpuWatch(NvmlReader(), clock, interval_s=settings.watch.interval_s)
         configs = provider_configs(settings, environ)
         self.gate = EgressGate(configs)
+        self.ledger = SqlLedger(
+            Database(store_place(settings, environ, emulated=bool(rename))),
+            node_budget=lambda: budget_of(self.settings.budget),
+        )
         self.providers = Providers(
             {config.name: provider_state(config, settings.providers[config.name], self.gate) for config in configs},
             random.random,
+            may_spend=lambda: self.ledger.available,
         )
         self.health = HealthChecks(
             checked_providers(settings, self.providers, self.models.values()),
@@ -128,6 +138,7 @@ class Node:
             providers=self.providers,
             conversations=self.conversations,
             retries=RetryBudget(RetryLimits()),
+            ledger=self.ledger,
             random=random.random,
             clock=clock,
             on_outcome=self._on_outcome,
@@ -170,7 +181,8 @@ class Node:
         return build_app(parts, operator)
 
     async def start(self) -> None:
-        """Begin watching the GPU and loading the engines; returns at once."""
+        """Begin to write the ledger, to watch the GPU and to load the engines; returns at once."""
+        self.ledger.start()
         self.watch.start()
         self.host_watch.start()
         self.health.start()
@@ -186,6 +198,7 @@ class Node:
         await asyncio.gather(*(engine.stop(_ENGINE_STOP_S) for engine in self.engines.values()))
         await self.health.stop()
         await self.gate.aclose()
+        await self.ledger.close()
         await self.host_watch.stop()
         await self.watch.stop()
 
@@ -231,6 +244,7 @@ class Node:
             "cache": {"entries": len(self.cache), "bytes": self.cache.used_bytes},
             "queues": {name: lane.depth for name, lane in self.lanes.items()},
             "providers": self.providers.document(time.monotonic()),
+            "ledger": self.ledger.document(),
             "door": {
                 "inside": self.door.inside,
                 "held_bytes": self.door.held_bytes,
@@ -333,7 +347,30 @@ class Node:
             engine.answered(round(outcome.usage.completion_tokens / outcome.choices))
 
     def _report(self, journey: Journey, ending: Ending) -> None:
-        self._on_outcome(journey.outcome(ending, None, time.monotonic()))
+        """A request that the cache answered, or that read along with another one."""
+        outcome = journey.outcome(ending, None, time.monotonic())
+        self._on_outcome(outcome)
+        at_list, in_cloud = (None, None) if outcome.usage is None else worth(journey.model, outcome.usage)
+        self.ledger.note(
+            entry_for(
+                journey.call,
+                journey.features,
+                number=1,
+                backend=outcome.backend or "",
+                served_model=outcome.served_model or "",
+                rule=Reason.CACHE_HIT,
+            ),
+            Settlement(
+                charged_nano_usd=0,
+                ending=ending,
+                usage=outcome.usage,
+                list_nano_usd=at_list,
+                cloud_nano_usd=in_cloud,
+                queue_s=outcome.queue_s,
+                ttft_s=outcome.ttft_s,
+                total_s=outcome.total_s,
+            ),
+        )
 
 
 def _must_not_fail(supervising: asyncio.Task[None]) -> None:
@@ -385,6 +422,25 @@ def policy_for(settings: Settings) -> TargetsPolicy:
         tpot_budget_s=None if routing.tpot_budget_ms is None else routing.tpot_budget_ms / 1000,
     )
     return TargetsPolicy(OverflowPolicy(limits))
+
+
+def store_place(settings: Settings, environ: Mapping[str, str], *, emulated: bool) -> Place:
+    """Where the settings want ledger, keys and audit to be. Raises `SettingsError`."""
+    return place_of(data_folder(settings.store.folder, environ), settings.store.url, emulated=emulated)
+
+
+def budget_of(settings: BudgetSettings) -> Budget:
+    """The settings' dollars as nano-dollars, rounded down."""
+    return Budget(
+        hour_nano_usd=_nano_usd(settings.hour_usd),
+        day_nano_usd=_nano_usd(settings.day_usd),
+        month_nano_usd=_nano_usd(settings.month_usd),
+    )
+
+
+def _nano_usd(usd: float | None) -> int | None:
+    # repr() gives the shortest decimal that is this float: the one that was written.
+    return None if usd is None else usd_to_nano(Decimal(repr(usd)))
 
 
 def served_models(settings: Settings, rename: Mapping[str, str]) -> dict[str, Model]:

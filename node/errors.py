@@ -18,8 +18,9 @@
     │   └── PrivateNotServable      403  pinned to the premises, and no premises backend has the model
     ├── Refused                     503  a rule or a limit said no; carries the rule
     │   ├── RefusedBusy             429
-    │   ├── BudgetSpent             429  the money for it is spent, and nothing free could serve it
-    │   └── LedgerUnavailable       503  what it costs cannot be written down, so it may not leave
+    │   └── Unaffordable            nothing may be spent on it, and nothing free could serve it
+    │       ├── BudgetSpent         429  a budget has too little left
+    │       └── LedgerUnavailable   503  what it costs cannot be written down
     ├── RateLimited                 429  the key's requests or tokens per minute are used up
     ├── TooManyConnections          503  the node holds as many as it may
     ├── ShuttingDown                503  the node ends: the request came too late, or took longer than the grace
@@ -226,7 +227,11 @@ class RefusedBusy(Refused):
     code = "overloaded"
 
 
-class BudgetSpent(Refused):
+class Unaffordable(Refused):
+    """Nothing may be spent on the request; what is free may still serve it."""
+
+
+class BudgetSpent(Unaffordable):
     """A budget (of the key or of the node) has no room for what the request could cost at worst."""
 
     status = 429
@@ -235,7 +240,7 @@ class BudgetSpent(Refused):
     should_retry = False
 
 
-class LedgerUnavailable(Refused):
+class LedgerUnavailable(Unaffordable):
     """The ledger cannot be written: nothing that costs money leaves until it can."""
 
     code = "ledger_unavailable"
@@ -247,7 +252,6 @@ class RateLimited(SpillwayError):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
-    fault = Fault.CLIENT
 
 
 class TooManyConnections(SpillwayError):

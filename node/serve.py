@@ -37,7 +37,7 @@ _SEND_BUFFER_BYTES = 256 * 1024
 _LONGEST_MS = 2**31 - 1
 # Descriptors beside those of clients and providers: the engine's sockets, files, and what a library opens in passing.
 _OTHER_DESCRIPTORS = 256
-_LEAST_OTHER_DESCRIPTORS = 16
+_LEAST_OTHER_DESCRIPTORS = 32
 
 Load = Callable[[], Settings]
 

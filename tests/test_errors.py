@@ -44,7 +44,7 @@ def test_every_error_is_an_openai_error(kind: type[SpillwayError]) -> None:
     error = json.loads(body)["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["message"] == "why"
-    assert error["type"] in {"invalid_request_error", "server_error", "rate_limit_error"}
+    assert error["type"] in {"invalid_request_error", "server_error", "rate_limit_error", "insufficient_quota"}
     assert (error["type"] == "invalid_request_error") == (400 <= status < 500 and status != 429)
     assert headers["content-type"] == "application/json"
     assert ("retry-after" in headers) == (status in (429, 503))

@@ -10,17 +10,19 @@ from dataclasses import dataclass, field, replace
 
 from node.backend import Backend, Chunk
 from node.catalogue import CloudEquivalent, Model
+from node.dispatch.accounts import Entry, Ledger, Settlement, entry_for, worth
 from node.dispatch.cutoff import cut_off
 from node.dispatch.journey import Journey
 from node.dispatch.lane import Lane
+from node.dispatch.outcome import Ending
 from node.dispatch.providers import Providers
 from node.dispatch.standing import Visit
-from node.errors import SpillwayError, UpstreamTimeout, UpstreamTruncated
+from node.errors import SpillwayError, Unaffordable, UpstreamTimeout, UpstreamTruncated
 from node.money import FREE, Price, Usage
-from node.routing.permit import grant
+from node.routing.permit import grant, worst_case_nano_usd
 from node.routing.policy import LOCAL
 from node.routing.retry_budget import RetryBudget, backoff_s
-from node.routing.values import CloudOption, Decision, Features, Reason, Target
+from node.routing.values import CloudOption, Decision, Features, Reason, Target, Zone
 
 MAX_ATTEMPTS = 2
 """One attempt and one more: what fails twice is reported."""
@@ -28,11 +30,15 @@ MAX_ATTEMPTS = 2
 # One in a hundred first tokens comes later than the 99th percentile; what takes twice that does not come.
 _HOPELESS = 2.0
 _NO_LIMIT = nullcontext()
+_WORST_FIRST = (Reason.LOCAL_FAILED, Reason.CLOUD_FAILED, Reason.BUDGET_SPENT, Reason.LEDGER_UNAVAILABLE)
 
 
 @dataclass(slots=True)
 class Attempt:
-    """One backend at work on a request. `option` and `visit` are None for the local engine."""
+    """One backend at work on a request. `option` and `visit` are None for the local engine.
+
+    `admitted`: the ledger holds its worst case until it ends.
+    """
 
     decision: Decision
     backend: Backend
@@ -41,6 +47,8 @@ class Attempt:
     price: Price
     stream: AsyncGenerator[Chunk, None]
     opened_s: float
+    entry: Entry
+    admitted: bool
 
     def usage(self, features: Features, last: Chunk | None) -> Usage:
         """What it used: as reported at its end, else as the backend counted, else as delivered."""
@@ -71,8 +79,8 @@ class Tries:
 
     @property
     def reason(self) -> Reason:
-        """Why it is where it is now, once something has failed."""
-        return Reason.LOCAL_FAILED if Reason.LOCAL_FAILED in self.reasons else Reason.CLOUD_FAILED
+        """Why it is where it is now, once something has failed or was not to be had."""
+        return next(reason for reason in _WORST_FIRST if reason in self.reasons)
 
 
 class Attempts:
@@ -87,12 +95,14 @@ class Attempts:
         *,
         providers: Providers,
         retries: RetryBudget,
+        ledger: Ledger,
         model: Callable[[str], Model],
         random: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
         self._providers = providers
         self._retries = retries
+        self._ledger = ledger
         self._model = model
         self._random = random
         self._clock = clock
@@ -124,12 +134,12 @@ class Attempts:
                 visit.left(now_s)
                 assert tries.last_error is not None
                 raise tries.last_error
-        elsewhere = decision.target is Target.CLOUD or Reason.CLOUD_FAILED in tries.reasons
+        elsewhere = decision.target is Target.CLOUD or bool(tries.reasons - {Reason.LOCAL_FAILED})
         if (
             tries.last_error is not None and elsewhere
         ):  # else it is the next engine's turn, for the reason it always was
             decision = replace(decision, reason=tries.reason)
-        attempt = self.open(journey, lane, decision, visit, tries)
+        attempt = await self.open(journey, lane, decision, visit, tries)
         adopt(journey, attempt)
         return attempt
 
@@ -167,6 +177,18 @@ class Attempts:
         else:
             tries.failed = failed
 
+    def unaffordable(self, journey: Journey, tries: Tries, error: Unaffordable) -> None:
+        """Note that the request may not cost anything: from here on only what is free is offered to it."""
+        assert error.rule is not None
+        tries.last_error = error
+        tries.reasons.add(Reason(error.rule))
+        features, now_s = journey.features, self._clock()
+        tries.failed |= {
+            option.provider
+            for option in self._providers.options_for(self._model(journey.call.model), now_s, frozenset())
+            if costs(option, worst_case_nano_usd(features, option) or 0)
+        }
+
     def usable(self, journey: Journey, now_s: float, failed: frozenset[str] = frozenset()) -> CloudOption | None:
         """The first provider that could take the request now, by what is declared now."""
         return self._providers.usable(self._model(journey.call.model), journey.features, now_s, failed)
@@ -174,15 +196,27 @@ class Attempts:
     def _has_other(self, journey: Journey, failed: frozenset[str]) -> bool:
         return self.usable(journey, self._clock(), failed) is not None
 
-    def open(self, journey: Journey, lane: Lane, decision: Decision, visit: Visit | None, tries: Tries) -> Attempt:
+    async def open(
+        self, journey: Journey, lane: Lane, decision: Decision, visit: Visit | None, tries: Tries
+    ) -> Attempt:
         """An attempt at what `decision` names, by way of `visit` where that is a provider; nothing is sent yet.
 
-        Raises `EgressForbidden` where no permit is granted; then the visit is over.
+        What it may cost is written down first. Raises `EgressForbidden` where no permit is granted, `BudgetSpent` and
+        `LedgerUnavailable` where it may not cost that; then the visit is over.
         """
         now_s = self._clock()
+        journey.opened += 1
         if visit is None:
             assert lane.engine is not None
-            backend, price, option = lane.engine.backend(), FREE, None
+            backend, price, option, admitted = lane.engine.backend(), FREE, None, False
+            entry = entry_for(
+                journey.call,
+                journey.features,
+                number=journey.opened,
+                backend=backend.name,
+                served_model=backend.served_model,
+                rule=decision.reason,
+            )
         else:
             with ExitStack() as undo:  # should we refuse ourselves a permit, the way in is given back all the same
                 undo.callback(visit.left, now_s)
@@ -192,6 +226,21 @@ class Attempts:
                 equivalent = _equivalent(declared, permit.provider, permit.model)
                 assert equivalent.price is not None
                 assert tries.provider_s is not None
+                option = decision.cloud
+                assert option is not None
+                entry = entry_for(
+                    journey.call,
+                    journey.features,
+                    number=journey.opened,
+                    backend=permit.provider,
+                    served_model=permit.model,
+                    rule=decision.reason,
+                    reserved_nano_usd=permit.reserved_nano_usd,
+                )
+                admitted = costs(option, permit.reserved_nano_usd)
+                if admitted:
+                    await self._ledger.admit(entry, journey.call.budget)
+                    now_s = self._clock()
                 backend = self._providers.states[permit.provider].provider.bind(
                     equivalent,
                     permit,
@@ -199,9 +248,9 @@ class Attempts:
                     spent_s=now_s - tries.provider_s,
                 )
                 undo.pop_all()
-            price, option = equivalent.price, decision.cloud
+            price = equivalent.price
         journey.attempts += 1
-        return Attempt(decision, backend, option, visit, price, backend.open(journey.call), now_s)
+        return Attempt(decision, backend, option, visit, price, backend.open(journey.call), now_s, entry, admitted)
 
     async def first_content(self, journey: Journey, lane: Lane, attempt: Attempt, tries: Tries) -> Chunk:
         """Read up to the first content and return all so far as one chunk. On any failure the attempt is let go."""
@@ -227,10 +276,10 @@ class Attempts:
                 finally:
                     self.let_go(journey, lane, attempt, error, awaited=journey.call.stream)
                 # What was cut off at the provider may be on its bill; a clean refusal is not.
-                if attempt.option is not None and (
-                    error is None or isinstance(error, UpstreamTimeout | UpstreamTruncated)
-                ):
-                    journey.spent_nano_usd += attempt.price.cost_nano_usd(attempt.usage(journey.features, None))
+                cut = error is None or isinstance(error, UpstreamTimeout | UpstreamTruncated)
+                usage = attempt.usage(journey.features, None) if attempt.option is not None and cut else None
+                ending = Ending.CLIENT_CLOSED if error is None else Ending.FAILED
+                self.ended(journey, attempt, ending, usage, error)
 
     def _while_hopeful(self, journey: Journey, attempt: Attempt, tries: Tries) -> AbstractAsyncContextManager[None]:
         """Raises `UpstreamTimeout` in its body once a stream is hopelessly late while another provider could answer it.
@@ -253,6 +302,43 @@ class Attempts:
 
         late = UpstreamTimeout(f"{option.provider} did not send any content in time")
         return cut_off(max(promised_s, _HOPELESS * high_s), other_could, late)
+
+    def ended(
+        self,
+        journey: Journey,
+        attempt: Attempt,
+        ending: Ending,
+        usage: Usage | None,
+        error: SpillwayError | None,
+        *,
+        answered: bool = False,
+    ) -> int:
+        """Write down what the attempt came to, and return its price in nano-dollars.
+
+        `usage` is None where it cost nothing. `answered`: it is what the client was given, and not work for nothing.
+        """
+        charged_nano_usd = attempt.price.cost_nano_usd(usage) if usage is not None else 0
+        journey.spent_nano_usd += charged_nano_usd
+        at_list, in_cloud = worth(journey.model, usage) if answered and usage is not None else (None, None)
+        features, first_s = journey.features, journey.first_content_s
+        settlement = Settlement(
+            charged_nano_usd=charged_nano_usd,
+            ending=ending,
+            error_code=error.code if error is not None else None,
+            usage=usage,
+            list_nano_usd=at_list,
+            cloud_nano_usd=in_cloud,
+            queue_s=journey.queue_s,
+            ttft_s=first_s - features.arrived_s if answered and first_s is not None else None,
+            total_s=self._clock() - features.arrived_s,
+        )
+        if not attempt.admitted:
+            self._ledger.note(attempt.entry, settlement)
+        elif usage is None:
+            self._ledger.release(attempt.entry.id, settlement)
+        else:
+            self._ledger.settle(attempt.entry.id, settlement)
+        return charged_nano_usd
 
     def _began(self, journey: Journey, attempt: Attempt, chunk: Chunk) -> None:
         now_s = self._clock()
@@ -282,6 +368,11 @@ class Attempts:
         if error is not None:
             attempt.visit.failed(error, now_s)
         attempt.visit.left(now_s, awaited=awaited)
+
+
+def costs(option: CloudOption, reserved_nano_usd: int) -> bool:
+    """Whether a call has to be admitted by the ledger first: it leaves the premises, or has a price."""
+    return option.zone is Zone.CLOUD or reserved_nano_usd > 0
 
 
 def adopt(journey: Journey, attempt: Attempt) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from node.backend import Call, Chunk
 from node.catalogue import Model
+from node.dispatch.accounts import Ledger
 from node.dispatch.attempts import MAX_ATTEMPTS, Attempt, Attempts, Tries
 from node.dispatch.conversations import Conversations
 from node.dispatch.hedging import Hedger, Hedging
@@ -15,7 +16,7 @@ from node.dispatch.journey import Journey, check_output_length, ending_of, refus
 from node.dispatch.lane import Lane
 from node.dispatch.outcome import Ending, Outcome
 from node.dispatch.providers import Providers
-from node.errors import EngineDied, ModelNotFound, SpillwayError, UpstreamTruncated
+from node.errors import EngineDied, ModelNotFound, SpillwayError, Unaffordable, UpstreamTruncated
 from node.routing.policy import LOCAL
 from node.routing.retry_budget import RetryBudget
 from node.routing.values import Decision, EngineState, Features, Reason, Target
@@ -92,6 +93,7 @@ class Dispatcher:
         providers: Providers,
         conversations: Conversations,
         retries: RetryBudget,
+        ledger: Ledger,
         random: Callable[[], float],
         clock: Callable[[], float],
         on_outcome: Callable[[Outcome], None],
@@ -101,6 +103,7 @@ class Dispatcher:
         self._attempts = Attempts(
             providers=providers,
             retries=retries,
+            ledger=ledger,
             model=lambda name: self.model(name).model,
             random=random,
             clock=clock,
@@ -148,7 +151,11 @@ class Dispatcher:
                     if tries.last_error is not None:
                         raise tries.last_error
                     raise self._refusal(decision, journey, served)
-                attempt = await self._attempts.next(journey, served.lane, decision, tries)
+                try:
+                    attempt = await self._attempts.next(journey, served.lane, decision, tries)
+                except Unaffordable as error:
+                    self._attempts.unaffordable(journey, tries, error)
+                    continue
                 if attempt is None:
                     continue  # the provider has gone away since it was decided for
                 try:
@@ -193,10 +200,11 @@ class Dispatcher:
         """An answer that had begun is over: give back its slot, settle its price, report it."""
         self._attempts.let_go(journey, self.served[journey.call.model].lane, attempt, error)
         journey.usage = attempt.usage(journey.features, last)
-        journey.answer_nano_usd = attempt.price.cost_nano_usd(journey.usage)
-        journey.spent_nano_usd += journey.answer_nano_usd
         ending = Ending.DONE if last.usage is not None else Ending.CLIENT_CLOSED
-        self._on_outcome(journey.outcome(ending if error is None else Ending.FAILED, error, self._clock()))
+        if error is not None:
+            ending = Ending.FAILED
+        journey.answer_nano_usd = self._attempts.ended(journey, attempt, ending, journey.usage, error, answered=True)
+        self._on_outcome(journey.outcome(ending, error, self._clock()))
 
 
 def _local_can(served: ServedModel, features: Features) -> bool:

@@ -11,6 +11,7 @@ from node.backend import Chunk
 from node.dispatch.attempts import MAX_ATTEMPTS, Attempt, Attempts, Tries, adopt
 from node.dispatch.journey import Journey
 from node.dispatch.lane import Lane
+from node.dispatch.outcome import Ending
 from node.dispatch.providers import Providers
 from node.errors import SpillwayError
 from node.routing.hedging import hedge_at_s, may_hedge
@@ -124,8 +125,8 @@ class Hedger:
         hedging.budget.take(now_s)
         self._attempts.called(journey, tries, now_s)
         decision = Decision(target=Target.CLOUD, reason=Reason.HEDGED, cloud=option)
-        attempt = self._attempts.open(journey, lane, decision, visit, tries)
         try:
+            attempt = await self._attempts.open(journey, lane, decision, visit, tries)
             return attempt, await self._attempts.first_content(journey, lane, attempt, tries)
         except SpillwayError:
             return None  # the engine may still answer; what the provider did is noted where it stands
@@ -146,4 +147,5 @@ class Hedger:
                 await attempt.stream.aclose()
             finally:
                 self._attempts.let_go(journey, lane, attempt, None)
-            journey.spent_nano_usd += attempt.price.cost_nano_usd(attempt.usage(journey.features, head))
+            usage = attempt.usage(journey.features, head)
+            self._attempts.ended(journey, attempt, Ending.CLIENT_CLOSED, usage, None)

@@ -28,7 +28,7 @@ class Journey:
     """One request's notes.
 
     `answer_nano_usd` is the price of the answer itself; `spent_nano_usd` adds up all attempts, also those that came
-    to nothing.
+    to nothing. `opened` counts entries in the ledger, `attempts` what was really begun.
     """
 
     call: Call
@@ -38,6 +38,7 @@ class Journey:
     decided_s: float = 0.0
     backend: str | None = None
     served_model: str | None = None
+    opened: int = 0
     attempts: int = 0
     queue_s: float = 0.0
     first_content_s: float | None = None

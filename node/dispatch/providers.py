@@ -43,11 +43,20 @@ class ProviderState:
 
 
 class Providers:
-    """All configured providers by name. `random` gives numbers from 0 up to 1."""
+    """All configured providers by name. `random` gives numbers from 0 up to 1.
 
-    def __init__(self, states: Mapping[str, ProviderState], random: Callable[[], float]) -> None:
+    Those in the cloud are available only while `may_spend` says so.
+    """
+
+    def __init__(
+        self,
+        states: Mapping[str, ProviderState],
+        random: Callable[[], float],
+        may_spend: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.states = states
         self._random = random
+        self._may_spend = may_spend
         self._next: dict[str, str] = {}
 
     def options_for(
@@ -74,7 +83,9 @@ class Providers:
                     price=equivalent.price,
                     ttft_high_s=state.ttft.high_s(now_s, high_share),
                     ttft_likely_s=state.ttft.likely_s(now_s),
-                    available=state.standing.is_available(now_s) and equivalent.provider not in excluded,
+                    available=state.standing.is_available(now_s)
+                    and equivalent.provider not in excluded
+                    and (state.zone is Zone.PREMISES or self._may_spend()),
                     weight=state.weight,
                     zone=state.zone,
                 )

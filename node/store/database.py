@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import sqlalchemy
 from sqlalchemy import URL, Connection, Engine, event, text
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from node.errors import SettingsError
 
@@ -41,6 +41,10 @@ _ADVISORY_LOCK: Final = 0x5F111A7
 
 class StoreUnavailable(Exception):
     """The database cannot be used now. The message says why, and what to do where something can be done."""
+
+
+class RowRejected(StoreUnavailable):
+    """The database works, and does not take this: a bug of the node's, not a fault of the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,7 @@ class Database:
 
         A SQLite file that was there and is gone, or is damaged, is never replaced: nothing spent is forgotten.
         """
-        from node.store.migrations.run import migrate  # and with it Alembic, only now
+        from node.store.migrations.run import NewerTables, migrate  # and with it Alembic, only now
 
         try:
             self.place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -116,6 +120,8 @@ class Database:
                 if self._file is not None and connection.scalar(text("PRAGMA quick_check(1)")) != "ok":
                     raise StoreUnavailable(_damaged(self._file))
                 migrate(connection)
+        except NewerTables as error:
+            raise StoreUnavailable(str(error)) from error
         except OSError as error:
             raise StoreUnavailable(f"{self.place.folder}: {error.strerror or error}") from error
 
@@ -205,7 +211,8 @@ class Database:
             reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
             if self._file is not None and ("malformed" in reason or "not a database" in reason):
                 reason = _damaged(self._file)
-            raise StoreUnavailable(f"{self._name}: {reason}") from error
+            rejected = isinstance(error, IntegrityError | DataError | ProgrammingError)
+            raise (RowRejected if rejected else StoreUnavailable)(f"{self._name}: {reason}") from error
 
     @property
     def _name(self) -> str:

@@ -15,11 +15,11 @@ from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, Index, Inte
 class State(StrEnum):
     """Where an attempt stands. What it counts for (`charged_nano_usd`) follows from it.
 
-    `RESERVED`, `DISPATCHED`, `ORPHANED`: the worst case. `SETTLED`: what it really cost. `RELEASED`: nothing, it was
-    refused by the provider or never sent. `ORPHANED`: the node died while it was out, so nobody here knows.
+    `DISPATCHED`: reserved and out, which is one commit, because nothing happens between the two; counts for the worst
+    case. `SETTLED`: what it really cost. `RELEASED`: nothing, it was refused by the provider or never sent. `ORPHANED`:
+    the node died while it was out, so nobody here knows, and it counts for the worst case until it is reconciled.
     """
 
-    RESERVED = "reserved"
     DISPATCHED = "dispatched"
     SETTLED = "settled"
     RELEASED = "released"
@@ -49,7 +49,12 @@ calls = Table(
     Column("kind", String(16), nullable=False),
     Column("state", String(12), nullable=False),
     Column("rule", String(32), nullable=False, doc="the reason of the decision"),
-    Column("at_us", BigInteger, nullable=False, doc="never before that of an earlier row of this node"),
+    Column(
+        "at_us",
+        BigInteger,
+        nullable=False,
+        doc="when it was reserved; never before an earlier one's",
+    ),
     Column("hour", Integer, nullable=False, doc="at_us in whole hours since 1970: what windows are made of"),
     Column("ended_us", BigInteger),
     Column("reserved_nano_usd", BigInteger, nullable=False),

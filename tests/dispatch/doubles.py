@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from node.backend import Backend, Call, Chunk, Kind
 from node.catalogue import CloudEquivalent, LocalModel, Model
+from node.dispatch.accounts import Entry, Settlement
 from node.dispatch.conversations import Conversations
 from node.dispatch.dispatcher import Answer, Dispatcher, ServedModel
 from node.dispatch.hedging import Hedging
@@ -16,8 +17,8 @@ from node.dispatch.lane import Lane
 from node.dispatch.outcome import Outcome
 from node.dispatch.providers import Providers, ProviderState
 from node.dispatch.standing import Standing
-from node.errors import SpillwayError
-from node.money import Price, Usage
+from node.errors import SpillwayError, Unaffordable
+from node.money import Budget, Price, Usage
 from node.routing.breaker import BreakerLimits
 from node.routing.permit import EgressPermit
 from node.routing.policy import OverflowPolicy, Policy
@@ -130,6 +131,41 @@ class ScriptedProvider:
         return 30.0
 
 
+class BookLedger:
+    """A ledger in memory. With `refuses` nothing is admitted."""
+
+    def __init__(self) -> None:
+        self.available = True
+        self.refuses: Unaffordable | None = None
+        self.out: dict[str, Entry] = {}
+        self.settled: dict[str, Settlement] = {}
+        self.released: dict[str, Settlement] = {}
+        self.noted: dict[str, tuple[Entry, Settlement]] = {}
+
+    async def admit(self, entry: Entry, budget: Budget) -> None:
+        """One turn of the loop later."""
+        await asyncio.sleep(0)
+        if self.refuses is not None:
+            raise self.refuses
+        assert entry.id not in self.out
+        self.out[entry.id] = entry
+
+    def settle(self, entry_id: str, settlement: Settlement) -> None:
+        """Once only."""
+        del self.out[entry_id]
+        self.settled[entry_id] = settlement
+
+    def release(self, entry_id: str, settlement: Settlement) -> None:
+        """Once only."""
+        del self.out[entry_id]
+        self.released[entry_id] = settlement
+
+    def note(self, entry: Entry, settlement: Settlement) -> None:
+        """Once only."""
+        assert entry.id not in self.noted
+        self.noted[entry.id] = entry, settlement
+
+
 class House:
     """One model, one engine, the named clouds, and every outcome that was reported.
 
@@ -146,6 +182,7 @@ class House:
         hedging: Hedging | None = None,
     ) -> None:
         self.outcomes: list[Outcome] = []
+        self.ledger = BookLedger()
         self.engine = engine
         self.clouds = {cloud.name: ScriptedProvider(cloud) for cloud in clouds}
         self.random = Random(1).random
@@ -155,6 +192,7 @@ class House:
                 for name, cloud in self.clouds.items()
             },
             lambda: 0.0,  # of equals, the first
+            may_spend=lambda: self.ledger.available,
         )
         self.model = Model(
             name="demo",
@@ -176,6 +214,7 @@ class House:
             providers=self.providers,
             conversations=self.conversations,
             retries=RetryBudget(RetryLimits()),
+            ledger=self.ledger,
             random=self.random,
             clock=now_s,
             on_outcome=self.outcomes.append,

@@ -1,0 +1,114 @@
+"""The audit chain: a row for everything that was let out, or refused to leave, each bound to the one before.
+
+The hash of a row is SHA-256 over the hash of the row before, as 64 hexadecimal digits, and the row's `canonical` form.
+The row before the first has the hash `GENESIS`. So a row that was changed, taken out or put in breaks every row after
+it; only a cut-off end does not, and for that the operator keeps the head (``spillway audit verify --expect``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+from sqlalchemy import Connection, select
+
+from node.store.schema import AuditEvent, audit
+
+GENESIS: Final = "0" * 64
+
+_HEAD: Final = select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)
+_INSERT: Final = audit.insert()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRow:
+    """One decision. `rule` is why it was let out, or what refused it; nothing here is text of a prompt or an answer.
+
+    `at_us` is in UTC microseconds since 1970. `provider`, `model` and `reserved_nano_usd` are None where no provider
+    was chosen.
+    """
+
+    at_us: int
+    node: str
+    event: AuditEvent
+    request_id: str
+    caller: str
+    residency: str
+    rule: str
+    provider: str | None
+    model: str | None
+    prompt_bytes: int
+    reserved_nano_usd: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The last row of the chain: what an operator keeps elsewhere to notice a cut-off end."""
+
+    seq: int
+    hash: str
+
+    def __str__(self) -> str:
+        return f"{self.seq}:{self.hash}"
+
+
+def canonical(seq: int, row: AuditRow) -> bytes:
+    """The bytes of a row that are hashed: a JSON array without blanks, in UTF-8, fields in the order of the table."""
+    return msgspec.json.encode(
+        (
+            seq,
+            row.at_us,
+            row.node,
+            row.event.value,
+            row.request_id,
+            row.caller,
+            row.residency,
+            row.rule,
+            row.provider,
+            row.model,
+            row.prompt_bytes,
+            row.reserved_nano_usd,
+        )
+    )
+
+
+def chained(before: str, seq: int, row: AuditRow) -> str:
+    """The hash of `row`, which follows the row of hash `before`."""
+    return hashlib.sha256(before.encode("ascii") + canonical(seq, row)).hexdigest()
+
+
+def head(connection: Connection) -> Head:
+    """The last row there is; number 0 and `GENESIS` when there is none."""
+    last = connection.execute(_HEAD).first()
+    return Head(0, GENESIS) if last is None else Head(last.seq, last.hash)
+
+
+def append(connection: Connection, rows: Sequence[AuditRow]) -> None:
+    """Add `rows` at the end of the chain, in the caller's transaction, which must be the only one that writes."""
+    if not rows:
+        return
+    at = head(connection)
+    inserted = []
+    for row in rows:
+        at = Head(at.seq + 1, chained(at.hash, at.seq + 1, row))
+        inserted.append(
+            {
+                "seq": at.seq,
+                "at_us": row.at_us,
+                "node": row.node,
+                "event": row.event.value,
+                "request_id": row.request_id,
+                "caller": row.caller,
+                "residency": row.residency,
+                "rule": row.rule,
+                "provider": row.provider,
+                "model": row.model,
+                "prompt_bytes": row.prompt_bytes,
+                "reserved_nano_usd": row.reserved_nano_usd,
+                "hash": at.hash,
+            }
+        )
+    connection.execute(_INSERT, inserted)
