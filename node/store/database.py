@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy
-from sqlalchemy import URL, Connection, Engine, event, text
+from sqlalchemy import URL, Connection, Engine, event, inspect, text
 from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from node.errors import SettingsError
@@ -125,9 +125,29 @@ class Database:
         except OSError as error:
             raise StoreUnavailable(f"{self.place.folder}: {error.strerror or error}") from error
 
-    def _open_file(self, file: Path) -> None:
+    def open_beside(self) -> None:
+        """Open what a node, which may be running, has made: nothing is made, looked through or brought up to date.
+
+        `open` looks through the whole file, and whoever wants to write waits meanwhile.
+        """
+        try:
+            if self._file is not None:
+                self._open_lock(self._file)
+                self._inode = self._file.stat().st_ino
+            with self.reading() as connection:
+                if not inspect(connection).has_table("calls"):
+                    raise StoreUnavailable(f"{self._name} is empty: no node has kept its ledger there yet")
+        except FileNotFoundError as error:
+            raise StoreUnavailable(f"there is no ledger in {self.place.folder} yet") from error
+        except OSError as error:
+            raise StoreUnavailable(f"{self.place.folder}: {error.strerror or error}") from error
+
+    def _open_lock(self, file: Path) -> None:
         if self._lock_fd is None:
             self._lock_fd = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def _open_file(self, file: Path) -> None:
+        self._open_lock(file)
         marker = file.with_suffix(".id")
         if not file.exists():
             if marker.exists():
@@ -240,7 +260,8 @@ def _sqlite_engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        if connection.get_isolation_level() != "AUTOCOMMIT":
+        # SQLite itself does not know of it: `get_isolation_level` would say SERIALIZABLE, and readers take the write lock.
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
