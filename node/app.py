@@ -18,11 +18,12 @@ from typing import Any
 import msgspec
 from starlette.types import ASGIApp
 
+from node.api.admin import AdminParts, build_admin
 from node.api.app import build_app
 from node.api.auth import Keyring
 from node.api.completions import Parts
 from node.api.door import Door
-from node.api.operator import operator_router
+from node.api.operator import OperatorParts, operator_router
 from node.catalogue import LocalModel, Model
 from node.catalogue_files import default_models_dir, load_catalogue, with_engine_args
 from node.cloud.config import AnswerClocks, ProviderConfig
@@ -58,10 +59,13 @@ from node.routing.targets import TargetsPolicy
 from node.routing.ttft import HIGH_SHARE, ProviderTtft
 from node.routing.values import Decision, EngineState, Features, Limits, Reason, Snapshot
 from node.settings import BudgetSettings, ProviderSettings, Settings
+from node.store.admin_key import admin_key
 from node.store.cache import MemoryCache
-from node.store.database import Database, Place, data_folder, place_of
+from node.store.database import Database
 from node.store.ledger import SqlLedger
 from node.store.totals import Totals
+from node.store.usage_reader import UsageReader
+from node.store_place import place_for
 from node.watch.host import HostReader
 from node.watch.host_watch import HostWatch
 from node.watch.nvml import NvmlReader
@@ -98,8 +102,9 @@ class Node:
         self.watch = GpuWatch(NvmlReader(), clock, interval_s=settings.watch.interval_s)
         configs = provider_configs(settings, environ)
         self.gate = EgressGate(configs)
+        self.place = place_for(settings, emulated=bool(rename), environ=environ)
         self.ledger = SqlLedger(
-            Database(store_place(settings, environ, emulated=bool(rename))),
+            Database(self.place),
             node_budget=lambda: budget_of(self.settings.budget),
         )
         self.providers = Providers(
@@ -151,6 +156,7 @@ class Node:
             clock=clock,
         )
         self.keyring = Keyring(settings.keys)
+        self.usage = UsageReader(self.place)
         self.host = HostReader(settings.host.max_rss_bytes)
         self.host_watch = HostWatch(self.host, lambda: self.door.inside)
         self.door = Door(strain=self.host_watch.strain, max_bytes=lambda: self.settings.api.max_bytes_in_flight)
@@ -171,14 +177,32 @@ class Node:
             clock=time.monotonic,
             report=self._report,
         )
-        operator = operator_router(
+        operator = OperatorParts(
             ready=self.readiness,
             models=self.model_list,
-            stats=self.stats,
             metrics=self.metrics,
+            open_metrics=lambda: self.settings.api.open_metrics,
             keyring=self.keyring,
+            usage=self.usage.usage,
+            now_us=_now_us,
         )
-        return build_app(parts, operator)
+        return build_app(parts, operator_router(operator))
+
+    def admin_asgi(self) -> ASGIApp:
+        """The admin API, for a port of its own. Raises `SettingsError` where its key cannot be kept."""
+        parts = AdminParts(
+            key=admin_key(self.place.folder, self.environ),
+            host=self.settings.admin.host,
+            stats=self.stats,
+            metrics=self.metrics.text,
+            usage=self.usage.usage,
+            keys=self.keys,
+            providers=lambda: self.providers.document(time.monotonic()),
+            isolate=self._isolate,
+            restore=self._restore,
+            now_us=_now_us,
+        )
+        return build_admin(parts)
 
     async def start(self) -> None:
         """Begin to write the ledger, to watch the GPU and to load the engines; returns at once."""
@@ -198,6 +222,7 @@ class Node:
         await asyncio.gather(*(engine.stop(_ENGINE_STOP_S) for engine in self.engines.values()))
         await self.health.stop()
         await self.gate.aclose()
+        await self.usage.close()
         await self.ledger.close()
         await self.host_watch.stop()
         await self.watch.stop()
@@ -256,6 +281,19 @@ class Node:
             "gpus": None if gpus.gpus is None else [dataclasses.asdict(gpu) for gpu in gpus.gpus],
             "no_gpu_because": gpus.reason,
         }
+
+    async def keys(self) -> dict[str, Any]:
+        """The callers' keys, of the settings and of the ledger, without what could be used as one."""
+        settings = [{"id": None, "name": key.name, "residency": key.residency} for key in self.settings.keys]
+        return {"settings": settings, "ledger": await self.usage.keys()}
+
+    def _isolate(self, provider: str) -> None:
+        self.providers.isolate(provider, time.monotonic())
+        _log.warning("%s is left alone: the operator wants it so", provider)
+
+    def _restore(self, provider: str) -> None:
+        self.providers.restore(provider, time.monotonic())
+        _log.warning("%s is used again: the operator wants it so", provider)
 
     async def _keep_alive(self) -> None:
         """End what a node that was killed has left behind, then run the engines until this is cancelled."""
@@ -373,6 +411,10 @@ class Node:
         )
 
 
+def _now_us() -> int:
+    return time.time_ns() // 1000
+
+
 def _must_not_fail(supervising: asyncio.Task[None]) -> None:
     """Say so if the engines are not watched over any more: nothing else would."""
     if not supervising.cancelled() and (error := supervising.exception()) is not None:
@@ -422,11 +464,6 @@ def policy_for(settings: Settings) -> TargetsPolicy:
         tpot_budget_s=None if routing.tpot_budget_ms is None else routing.tpot_budget_ms / 1000,
     )
     return TargetsPolicy(OverflowPolicy(limits))
-
-
-def store_place(settings: Settings, environ: Mapping[str, str], *, emulated: bool) -> Place:
-    """Where the settings want ledger, keys and audit to be. Raises `SettingsError`."""
-    return place_of(data_folder(settings.store.folder, environ), settings.store.url, emulated=emulated)
 
 
 def budget_of(settings: BudgetSettings) -> Budget:

@@ -17,20 +17,23 @@ from types import FrameType
 import msgspec
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 
 from node import logs
 from node.api.http_protocol import GuardedHttpProtocol
 from node.api.lobby import Lobby
-from node.api.server import DrainingServer
+from node.api.server import DrainingServer, QuietServer
 from node.app import Node
 from node.embedded import EMULATED, EMULATOR_KEY_ENV, emulator
 from node.errors import SettingsError, SpillwayError
 from node.reload import Reloader
-from node.settings import HOLYSHEEP, ProviderSettings, Settings
+from node.settings import HOLYSHEEP, ProviderSettings, Settings, admin_port
+from node.store import admin_key
 from node.watch.host import raise_descriptor_limit
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75
+_ADMIN_CONNECTIONS = 32
 _CLOSE_WITHIN_S = 3
 # What the kernel holds of an answer for one client; without a bound it grows to megabytes for one that does not read.
 _SEND_BUFFER_BYTES = 256 * 1024
@@ -51,7 +54,10 @@ def serve(settings: Settings, *, load: Load, where: str | None) -> None:
     handler = logs.set_up()
     try:
         with ExitStack() as stack:
-            listener = stack.enter_context(_bind(settings))
+            listen, stall_s = settings.listen, settings.api.reader_stall_s
+            listener = stack.enter_context(_bind("listen", listen.host, listen.port, "--port", stall_s))
+            host, port = settings.admin.host, admin_port(settings)
+            admin_listener = stack.enter_context(_bind("admin", host, port, "admin.port", stall_s))
             emulated = where is None and not settings.providers
             if emulated:
                 key = os.environ[EMULATOR_KEY_ENV] = secrets.token_hex(16)
@@ -60,8 +66,8 @@ def serve(settings: Settings, *, load: Load, where: str | None) -> None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spillway-")))
             os.environ.update(logs.for_the_engine(folder, os.environ))
             node = Node(settings, rename={HOLYSHEEP: EMULATED} if emulated else {})
-            logs.say(_banner(node, listener, emulated=emulated))
-            uvloop.run(_run(node, listener, load, where))
+            logs.say(_banner(node, listener, admin_listener, emulated=emulated))
+            uvloop.run(_run(node, listener, admin_listener, load, where))
     finally:
         handler.close()
 
@@ -75,20 +81,20 @@ def _with_emulator(settings: Settings, base_url: str) -> Settings:
     return msgspec.structs.replace(settings, providers={**settings.providers, EMULATED: provider})
 
 
-def _bind(settings: Settings) -> socket.socket:
-    host, port = settings.listen.host, settings.listen.port
+def _bind(what: str, host: str, port: int, remedy: str, stall_s: float) -> socket.socket:
+    """Bind it; nothing is answered before a server listens on it. `remedy` names what chooses another port."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _bound_what_clients_hold(listener, settings.api.reader_stall_s)
+        _bound_what_clients_hold(listener, stall_s)
         listener.bind(address)
     except socket.gaierror as error:
-        raise SettingsError(f"listen.host: {host} cannot be resolved: {error.strerror}") from error
+        raise SettingsError(f"{what}.host: {host} cannot be resolved: {error.strerror}") from error
     except OSError as error:
         raise SettingsError(
-            f"listen: cannot listen on {host}:{port}: {error.strerror}. Is another node running? "
-            "Choose another port with --port"
+            f"{what}: cannot listen on {host}:{port}: {error.strerror}. Is another node running? "
+            f"Choose another port with {remedy}"
         ) from error
     listener.set_inheritable(False)
     return listener
@@ -103,7 +109,9 @@ def _bound_what_clients_hold(listener: socket.socket, stall_s: float) -> None:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(int(stall_s * 1000), _LONGEST_MS))
 
 
-async def _run(node: Node, listener: socket.socket, load: Load, where: str | None) -> None:
+async def _run(
+    node: Node, listener: socket.socket, admin_listener: socket.socket, load: Load, where: str | None
+) -> None:
     settings = node.settings
     upstream = sum(each.max_connections for each in settings.providers.values())
     limit = raise_descriptor_limit(settings.api.max_connections + upstream + _OTHER_DESCRIPTORS)
@@ -122,9 +130,33 @@ async def _run(node: Node, listener: socket.socket, load: Load, where: str | Non
         Protocol.max_connections = now.api.max_connections
         Protocol.reader_stall_s = now.api.reader_stall_s
 
-    config = uvicorn.Config(
-        node.asgi(),
-        http=Protocol,
+    server = DrainingServer(_server_config(node.asgi(), Protocol), node.door, lambda: node.settings.shutdown_grace_s)
+    admin = _admin_server(node)
+    reloader = Reloader(node, load, where, on_reloaded)
+    _on_signals(asyncio.get_running_loop(), end=server.end, reload=reloader.request)
+    await node.start()
+    administering = asyncio.create_task(admin.serve(sockets=[admin_listener]), name="admin")
+    gc.collect()
+    gc.freeze()  # what start-up built lives as long as the process: no need to walk it again
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        admin.should_exit = True  # only now: how the end goes on can be watched there
+        await asyncio.shield(_stop(node, reloader, administering))
+
+
+def _admin_server(node: Node) -> QuietServer:
+    class Protocol(GuardedHttpProtocol):
+        max_connections = _ADMIN_CONNECTIONS
+        reader_stall_s = node.settings.api.reader_stall_s
+
+    return QuietServer(_server_config(node.admin_asgi(), Protocol))
+
+
+def _server_config(app: ASGIApp, protocol: type[GuardedHttpProtocol]) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=protocol,
         ws="none",
         lifespan="off",
         access_log=False,
@@ -135,19 +167,10 @@ async def _run(node: Node, listener: socket.socket, load: Load, where: str | Non
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_CLOSE_WITHIN_S,
     )
-    server = DrainingServer(config, node.door, lambda: node.settings.shutdown_grace_s)
-    reloader = Reloader(node, load, where, on_reloaded)
-    _on_signals(asyncio.get_running_loop(), end=server.end, reload=reloader.request)
-    await node.start()
-    gc.collect()
-    gc.freeze()  # what start-up built lives as long as the process: no need to walk it again
-    try:
-        await server.serve(sockets=[listener])
-    finally:
-        await asyncio.shield(_stop(node, reloader))
 
 
-async def _stop(node: Node, reloader: Reloader) -> None:
+async def _stop(node: Node, reloader: Reloader, administering: asyncio.Task[None]) -> None:
+    await administering
     await reloader.stop()
     await node.stop()
 
@@ -178,9 +201,14 @@ def _terminal_is_there() -> bool:
     return True
 
 
-def _banner(node: Node, listener: socket.socket, *, emulated: bool) -> str:
+def _banner(node: Node, listener: socket.socket, admin_listener: socket.socket, *, emulated: bool) -> str:
     host, port = listener.getsockname()[:2]
-    lines = [f"Spillway listens on http://{host}:{port}/v1"]
+    its_host, its_port = admin_listener.getsockname()[:2]
+    key = admin_key.ENV if os.environ.get(admin_key.ENV) else node.place.folder / admin_key.FILE
+    lines = [
+        f"Spillway listens on http://{host}:{port}/v1",
+        f"  admin API: http://{its_host}:{its_port}/admin, key: {key}",
+    ]
     for name, model in node.models.items():
         where = f"engine ({model.local.source})" if name in node.engines and model.local else "no engine here"
         cloud = ", ".join(f"{each.provider}/{each.model}" for each in model.cloud) or "never leaves the premises"

@@ -33,6 +33,17 @@ class Listen(Section, frozen=True, kw_only=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
 
 
+class AdminSettings(Section, frozen=True, kw_only=True):
+    """Where the admin API listens: on loopback only. Its key is `$SPILLWAY_ADMIN_KEY`, else one made at the start and
+    kept in `admin.key` in the data folder.
+
+    `port`: null is the one after `listen.port`, and any where that is 0.
+    """
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] | None = None
+
+
 NonNegativeFloat = Annotated[float, Meta(ge=0, le=1e9)]
 
 
@@ -160,7 +171,8 @@ class ApiSettings(Section, frozen=True, kw_only=True):
     `max_connections`: open at once, idle ones included; one more gets a 503 and is closed, unless it asks for `/livez`
     or `/readyz`. Fewer where the process may not open that many files. `max_bytes_in_flight`: request bodies held for
     all requests together; one more gets a 503. `reader_stall_s`: how long a client may leave its answer unread before
-    its connection is cut.
+    its connection is cut. `open_metrics`: `/metrics` is answered to everyone who reaches the port, not only to this
+    machine.
     """
 
     max_body_bytes: PositiveInt = 8 * 1024 * 1024
@@ -169,6 +181,7 @@ class ApiSettings(Section, frozen=True, kw_only=True):
     reader_stall_s: PositiveFloat = 30.0
     default_max_tokens: PositiveInt = 1024
     strict: bool = False
+    open_metrics: bool = False
 
 
 class WatchSettings(Section, frozen=True, kw_only=True):
@@ -211,6 +224,7 @@ class Settings(Section, frozen=True, kw_only=True):
     """
 
     listen: Listen = Listen()
+    admin: AdminSettings = AdminSettings()
     models: Annotated[tuple[str, ...], Meta(min_length=1)] = ("demo",)
     cloud_only: bool = False
     catalogue: tuple[str, ...] = ()
@@ -240,9 +254,9 @@ _BUILT_IN_PROVIDERS = {
 def load_settings(path: Path | None, environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings in `path` (None: the defaults) with the environment laid over them.
 
-    ``HOLYSHEEP_API_KEY`` adds HolySheep as a provider; ``SPILLWAY_HOST``, ``SPILLWAY_PORT`` and ``SPILLWAY_MODELS``
-    (comma-separated) override; ``SPILLWAY_DATABASE_URL`` is the store's; ``SPILLWAY_API_KEY`` adds one caller key named
-    ``default``.
+    ``HOLYSHEEP_API_KEY`` adds HolySheep as a provider; ``SPILLWAY_HOST``, ``SPILLWAY_PORT``, ``SPILLWAY_ADMIN_PORT``
+    and ``SPILLWAY_MODELS`` (comma-separated) override; ``SPILLWAY_DATABASE_URL`` is the store's; ``SPILLWAY_API_KEY``
+    adds one caller key named ``default``.
     Raises `SettingsError` naming file, key and reason.
     """
     document = read_mapping(path) if path is not None else {}
@@ -261,9 +275,11 @@ def _overlay_environment(document: dict[str, Any], environ: Mapping[str, str]) -
         if host := environ.get("SPILLWAY_HOST"):
             listen["host"] = host
         if port := environ.get("SPILLWAY_PORT"):
-            if not (port.isascii() and port.isdecimal()):
-                raise SettingsError(f"SPILLWAY_PORT: expected a port number, got {port!r}")
-            listen["port"] = int(port)
+            listen["port"] = _port_number("SPILLWAY_PORT", port)
+    if port := environ.get("SPILLWAY_ADMIN_PORT"):
+        admin = document.setdefault("admin", {})
+        if isinstance(admin, dict):
+            admin["port"] = _port_number("SPILLWAY_ADMIN_PORT", port)
     if url := environ.get("SPILLWAY_DATABASE_URL"):
         store = document.setdefault("store", {})
         if isinstance(store, dict):
@@ -283,6 +299,12 @@ def _overlay_environment(document: dict[str, Any], environ: Mapping[str, str]) -
             if name in providers and isinstance(given, dict):
                 _check_key_is_meant(name, given, known)
                 providers[name] = {**known, **given}
+
+
+def _port_number(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise SettingsError(f"{name}: expected a port number, got {text!r}")
+    return int(text)
 
 
 def _check_key_is_meant(name: str, given: Mapping[str, Any], known: Mapping[str, str]) -> None:
@@ -355,6 +377,11 @@ def _check(settings: Settings, path: Path | None) -> None:
             f"{where}: listen.host: {settings.listen.host} is reachable from other machines and no key is "
             "configured. Set SPILLWAY_API_KEY (or `keys:`), or listen on 127.0.0.1"
         )
+    if not is_loopback(settings.admin.host):
+        raise SettingsError(
+            f"{where}: admin.host: {settings.admin.host} is reachable from other machines, and the admin API is for "
+            "this one. Use 127.0.0.1, and reach it from elsewhere through SSH"
+        )
     names = [key.name for key in settings.keys]
     for name in names:
         if names.count(name) > 1:
@@ -363,6 +390,13 @@ def _check(settings: Settings, path: Path | None) -> None:
     for key, model in (*named, *((f"engine.{model}", model) for model in settings.engine)):
         if model not in settings.models:
             raise SettingsError(f"{where}: {key}: {model!r} is not in `models`")
+
+
+def admin_port(settings: Settings) -> int:
+    """The port to bind the admin API to, 0 for any."""
+    if settings.admin.port is not None:
+        return settings.admin.port
+    return 0 if settings.listen.port in (0, 65535) else settings.listen.port + 1
 
 
 def is_loopback(host: str) -> bool:

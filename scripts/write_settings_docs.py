@@ -14,14 +14,15 @@ _PAGE = Path(__file__).resolve().parents[1] / "docs" / "configure.md"
 _INTRO = """# Settings
 
 `spillway.yaml` in the folder you start from, `$SPILLWAY_CONFIG`, or `--config FILE`. Unknown keys are refused by name.
-The environment is laid over it: `SPILLWAY_HOST`, `SPILLWAY_PORT`, `SPILLWAY_MODELS` (comma-separated),
-`SPILLWAY_DATABASE_URL`, `SPILLWAY_API_KEY` (adds one caller key named `default`), `HOLYSHEEP_API_KEY` (adds HolySheep
-as a provider).
+The environment is laid over it: `SPILLWAY_HOST`, `SPILLWAY_PORT`, `SPILLWAY_ADMIN_PORT`, `SPILLWAY_MODELS`
+(comma-separated), `SPILLWAY_DATABASE_URL`, `SPILLWAY_API_KEY` (adds one caller key named `default`),
+`HOLYSHEEP_API_KEY` (adds HolySheep as a provider). `SPILLWAY_ADMIN_KEY` is the admin API's key.
 Written by `scripts/write_settings_docs.py`.
 """
 _SECTIONS: tuple[tuple[str, type[settings.Section]], ...] = (
     ("top level", settings.Settings),
     ("listen", settings.Listen),
+    ("admin", settings.AdminSettings),
     ("routing", settings.RoutingSettings),
     ("privacy", settings.PrivacySettings),
     ("providers.NAME", settings.ProviderSettings),

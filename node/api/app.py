@@ -49,10 +49,10 @@ def build_app(parts: Parts, operator: APIRouter) -> ASGIApp:
         return Response(msgspec.json.encode(document), media_type="application/json")
 
     app.router.routes.append(Route("/openapi.json", openapi_json, methods=["GET"], include_in_schema=False))
-    app.add_exception_handler(SpillwayError, _on_our_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_bug)
-    direct = {path: ServerErrorMiddleware(endpoint, handler=_on_bug) for path, (_, endpoint) in endpoints.items()}
+    app.add_exception_handler(SpillwayError, on_our_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(Exception, on_bug)
+    direct = {path: ServerErrorMiddleware(endpoint, handler=on_bug) for path, (_, endpoint) in endpoints.items()}
 
     async def front(scope: Scope, receive: Receive, send: Send) -> None:
         chosen: ASGIApp = app
@@ -63,29 +63,31 @@ def build_app(parts: Parts, operator: APIRouter) -> ASGIApp:
     return front
 
 
-def _response(error: SpillwayError, more_headers: Mapping[str, str] | None = None) -> Response:
+def error_response(error: SpillwayError, more_headers: Mapping[str, str] | None = None) -> Response:
+    """`error` in OpenAI's form, under a request id of its own."""
     status, headers, body = render(error)
     headers = {**headers, **(more_headers or {}), "x-request-id": uuid.uuid4().hex}
     return Response(body, status_code=status, headers=headers)
 
 
-async def _on_our_error(request: Request, error: Exception) -> Response:
+async def on_our_error(request: Request, error: Exception) -> Response:
+    """An error that says of itself how it is told."""
     assert isinstance(error, SpillwayError)
-    return _response(error)
+    return error_response(error)
 
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
+async def on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own: unknown path, wrong method (with `Allow`)."""
     assert isinstance(error, HTTPException)
     path = request.scope["path"]  # `request.url` is put together from the client's Host header
     if error.status_code == 404:
-        return _response(NotFound(f"There is no `{path}` here."))
+        return error_response(NotFound(f"There is no `{path}` here."))
     if error.status_code == 405:
-        return _response(MethodNotAllowed(f"`{request.method}` is not allowed on `{path}`."), error.headers)
-    return _response(InvalidRequest(str(error.detail)))
+        return error_response(MethodNotAllowed(f"`{request.method}` is not allowed on `{path}`."), error.headers)
+    return error_response(InvalidRequest(str(error.detail)))
 
 
-async def _on_bug(request: Request, error: Exception) -> Response:
+async def on_bug(request: Request, error: Exception) -> Response:
     """Our own mistake: logged with its traceback, told to the client without."""
     _log.error("unexpected error on %s", request.scope["path"], exc_info=error)
-    return _response(SpillwayError("The node failed on this request; its log says more."))
+    return error_response(SpillwayError("The node failed on this request; its log says more."))

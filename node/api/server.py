@@ -21,12 +21,21 @@ _LOOK_S = 0.05
 _LAST_WORDS_S = 2.0
 
 
-class DrainingServer(uvicorn.Server):
+class QuietServer(uvicorn.Server):
+    """Serves until `should_exit` is set. Signals are the caller's business."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave them alone."""
+        yield
+
+
+class DrainingServer(QuietServer):
     """Serves until `end()` is called.
 
     From then on the door is closed, so that new requests get a 503, but probes are still answered: whoever balances
     the load sees the node go. What runs has `grace_s()` seconds; what is left after that, or after a second `end()`,
-    is broken off with an error the client can read. Signals are the caller's business.
+    is broken off with an error the client can read.
     """
 
     def __init__(self, config: uvicorn.Config, door: Door, grace_s: Callable[[], float]) -> None:
@@ -42,11 +51,6 @@ class DrainingServer(uvicorn.Server):
             return
         self.should_exit = True
         self._door.close()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave them alone."""
-        yield
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Every step; returns when no connection is left, at the latest some seconds after the grace."""

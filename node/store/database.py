@@ -260,7 +260,7 @@ def _sqlite_engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # SQLite itself does not know of it: `get_isolation_level` would say SERIALIZABLE, and readers take the write lock.
+        # `get_isolation_level` asks SQLite, which always says SERIALIZABLE; readers would take the write lock.
         if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 

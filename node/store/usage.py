@@ -4,9 +4,9 @@
   attempt that ended well. *Here* means the engine and the answer cache.
 - Tokens are those of all attempts. *Spent* is what settled attempts are charged; what is still out (*open*) and what
   nobody knows the price of (*orphaned*) stand apart, at their worst case.
-- What the same work would have cost (`cloud_nano_usd`, `list_nano_usd`) is that of attempts whose answer a client got
-  or left: a retry or a copy is not work that an all-cloud setup would have paid twice. `unpriced` of them have no known
-  price. *Saved* is the cloud's price for them, less what was spent.
+- What the same work would have cost (`cloud_nano_usd`, `list_nano_usd`) leaves out, as the ledger does, what nobody was
+  given: a retry or a copy is not work that an all-cloud setup would have paid twice. `unpriced` answers have no known
+  cloud price. *Saved* is the cloud's price, less what was spent.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ _COLUMNS: Final[dict[Part, ColumnElement[Any]]] = {
     Part.DAY: calls.c.hour // 24,
 }
 _settled = calls.c.state == State.SETTLED
-_open = calls.c.state.in_((State.RESERVED, State.DISPATCHED))
+_open = calls.c.state == State.DISPATCHED
 _orphaned = calls.c.state == State.ORPHANED
 _done = calls.c.ending == "done"
 _work = calls.c.ending.in_(_WORK)
@@ -170,9 +170,9 @@ _SUMS: Final[dict[str, ColumnElement[Any]]] = {
     "work_tokens": _sum(_tokens, _work),
     "work_tokens_here": _sum(_tokens, _work & _here),
     "spent_nano_usd": _sum(calls.c.charged_nano_usd, _settled),
-    "cloud_nano_usd": _sum(calls.c.cloud_nano_usd, _work),
-    "list_nano_usd": _sum(calls.c.list_nano_usd, _work),
-    "unpriced": _count(_work & calls.c.cloud_nano_usd.is_(None)),
+    "cloud_nano_usd": _sum(calls.c.cloud_nano_usd),
+    "list_nano_usd": _sum(calls.c.list_nano_usd),
+    "unpriced": _count(_done & calls.c.cloud_nano_usd.is_(None)),
     "estimated": _count(calls.c.estimated),
     "open": _count(_open),
     "open_nano_usd": _sum(calls.c.charged_nano_usd, _open),

@@ -12,7 +12,6 @@ import random
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from _harness import load, options
 from _harness.emulator import Emulator, start_emulator
-from _harness.node import start_node
+from _harness.node import read_stats, start_node
 from _harness.process import CannotRun, Service, free_port, settle
 from _harness.report import Bar, describe_machine, finish, number, table
 from _harness.stats import percentile
@@ -219,11 +218,9 @@ def overloaded_node(emulator: Service, plan: Plan, directory: Path) -> Iterator[
 
 def read_books(node: Service, emulator: Emulator, requests: int) -> Books:
     """Both sides' books, once the node has closed all `requests`; raises CannotRun when it does not."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     give_up_s = time.monotonic() + STATS_WITHIN_S
     while True:
-        with opener.open(f"{node.url}/admin/stats", timeout=10) as answer:
-            total = json.loads(answer.read(), parse_float=Decimal)["total"]
+        total = json.loads(read_stats(node), parse_float=Decimal)["total"]
         if total["requests"] >= requests:
             break
         if time.monotonic() > give_up_s:

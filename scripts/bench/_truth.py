@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import psutil
 from _harness import load, options
+from _harness.node import ADMIN_ENV, read_stats
 from _harness.process import CannotRun, Service, free_port, running, settle, usage
 from _harness.report import Bar, describe_machine, finish, number, table
 from _harness.stats import median, percentile
@@ -290,8 +290,7 @@ def machine_and_ours(node: Service) -> tuple[float, float]:
 
 def step_model(node: Service) -> dict[str, float] | None:
     """What the node has learned of its engine's steps."""
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{node.url}/admin/stats") as answer:
-        step: dict[str, float] | None = json.load(answer)["engines"]["demo"]["step"]
+    step: dict[str, float] | None = json.loads(read_stats(node))["engines"]["demo"]["step"]
     return step
 
 
@@ -404,7 +403,7 @@ def run(arguments: argparse.Namespace) -> int:
                 url=f"http://127.0.0.1:{port}",
                 ready_path="/readyz",
                 log=directory / "node.log",
-                env={"PATH": os.environ.get("PATH", os.defpath), "HOME": str(directory)},
+                env={"PATH": os.environ.get("PATH", os.defpath), "HOME": str(directory), **ADMIN_ENV},
                 ready_within_s=READY_WITHIN_S,
             )
         )

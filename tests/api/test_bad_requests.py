@@ -27,6 +27,7 @@ from node.emulator.server import Emulator
 
 KEY = "sk-the-callers-key"
 PROVIDER_KEY = "sk-the-providers-key"
+ADMIN_KEY = "sa-the-key-of-the-operator"
 MAX_BODY_BYTES = 2 * 1024 * 1024
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -48,13 +49,14 @@ class Answer:
 @dataclass
 class RunningNode:
     port: int
+    admin_port: int
     process: subprocess.Popen[bytes]
     emulator: Emulator
     log: Path
 
-    async def exchange(self, *pieces: bytes) -> Answer:
+    async def exchange(self, *pieces: bytes, port: int | None = None) -> Answer:
         """Send, then read until the node closes the connection."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port or self.port)
         received = b""
         try:
             with suppress(ConnectionError):  # the node may have said its word before all is sent
@@ -72,7 +74,8 @@ class RunningNode:
         return Answer(int(status.split()[1]), headers, body)
 
     async def stats(self) -> dict[str, Any]:
-        answer = await self.exchange(request(b"", "/admin/stats", "GET"))
+        asked = request(b"", "/admin/stats", "GET", key=ADMIN_KEY).replace(b"host: x", b"host: localhost")
+        answer = await self.exchange(asked, port=self.admin_port)
         stats: dict[str, Any] = answer.json()
         return stats
 
@@ -128,7 +131,7 @@ def error_of(answer: Answer, status: int, code: Any, param: Any = ANYTHING) -> s
     assert error["code"] == code, error
     assert param is ANYTHING or error["param"] == param, error
     told = (str(answer.headers) + answer.body.decode()).lower()
-    for secret in (KEY, PROVIDER_KEY, "traceback", str(Path(__file__).parents[2]), "site-packages", ".py"):
+    for secret in (KEY, PROVIDER_KEY, ADMIN_KEY, "traceback", str(Path(__file__).parents[2]), "site-packages", ".py"):
         assert secret not in told
     message: str = error["message"]
     assert message
@@ -148,7 +151,7 @@ def _serve(config: Path, log: Path) -> subprocess.Popen[bytes]:
             [sys.executable, "-m", "node.cli", "serve", "--config", str(config)],
             stdout=output,
             stderr=output,
-            env={**os.environ, "TEST_PROVIDER_KEY": PROVIDER_KEY},
+            env={**os.environ, "TEST_PROVIDER_KEY": PROVIDER_KEY, "SPILLWAY_ADMIN_KEY": ADMIN_KEY},
         )
 
 
@@ -175,15 +178,15 @@ api: {{max_body_bytes: {MAX_BODY_BYTES}, {more}}}
         assert process.poll() is None, said
         assert time.monotonic() < give_up, said
         await asyncio.sleep(0.05)
-    port = int(said.partition("http://127.0.0.1:")[2].partition("/")[0])
-    return RunningNode(port, process, emulator, log)
+    port, admin_port = (int(each.partition("/")[0]) for each in said.split("http://127.0.0.1:")[1:3])
+    return RunningNode(port, admin_port, process, emulator, log)
 
 
 async def _stop(node: RunningNode) -> None:
     node.process.terminate()
     assert await asyncio.to_thread(node.process.wait, 30) == 0
     said = node.log.read_text()
-    for unwanted in ("Traceback", KEY, PROVIDER_KEY, "Hello"):
+    for unwanted in ("Traceback", KEY, PROVIDER_KEY, ADMIN_KEY, "Hello"):
         assert unwanted not in said
 
 
@@ -503,7 +506,10 @@ async def test_a_bad_prompt_is_400_and_named(node: RunningNode, prompt: Any, par
         ("GET", "/v1/chat/completions", 405),
         ("PUT", "/v1/completions", 405),
         ("DELETE", "/v1/models", 405),
-        ("POST", "/admin/stats", 405),
+        ("GET", "/admin/stats", 404),
+        ("GET", "/admin/usage", 404),
+        ("POST", "/admin/providers/holysheep/isolate", 404),
+        ("POST", "/v1/usage", 405),
         ("POST", "/livez", 405),
     ],
 )

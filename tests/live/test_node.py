@@ -23,12 +23,14 @@ from node.emulator.server import Emulator
 pytestmark = pytest.mark.engine
 
 _PROVIDER_KEY = "test-provider-key"
+_ADMIN_KEY = "sa-the-key-of-the-tests"
 _READY_WITHIN_S = 240
 
 
 @dataclass
 class RunningNode:
     url: str
+    admin_url: str
     process: subprocess.Popen[bytes]
     emulator: Emulator
     log: Path
@@ -53,7 +55,7 @@ def _start(config: Path, log: Path) -> subprocess.Popen[bytes]:
             [sys.executable, "-m", "node.cli", "serve", "--config", str(config)],
             stdout=output,
             stderr=output,
-            env={**os.environ, "TEST_PROVIDER_KEY": _PROVIDER_KEY},
+            env={**os.environ, "TEST_PROVIDER_KEY": _PROVIDER_KEY, "SPILLWAY_ADMIN_KEY": _ADMIN_KEY},
             start_new_session=True,  # so that a test can signal its whole process group
         )
 
@@ -61,7 +63,7 @@ def _start(config: Path, log: Path) -> subprocess.Popen[bytes]:
 @pytest.fixture(scope="module")
 async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningNode]:
     folder = tmp_path_factory.mktemp("node")
-    port = _free_port()
+    port, admin_port = _free_port(), _free_port()
     async with Emulator(
         EmulatorConfig(api_key=_PROVIDER_KEY, log_prompts=True, ttft_median_s=0.05, pace_s=0.002)
     ) as emulator:
@@ -69,6 +71,7 @@ async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runnin
         config.write_text(
             f"""
 listen: {{port: {port}}}
+admin: {{port: {admin_port}}}
 engine: {{demo: {{max_num_seqs: 4}}}}
 providers:
   holysheep: {{base_url: "{emulator.base_url}", api_key_env: TEST_PROVIDER_KEY, assumed_ttft_s: 0.5}}
@@ -76,7 +79,7 @@ providers:
         )
         log = folder / "node.log"
         process = _start(config, log)
-        running = RunningNode(f"http://127.0.0.1:{port}", process, emulator, log)
+        running = RunningNode(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin_port}", process, emulator, log)
         try:
             await _until_ready(running)
             yield running
@@ -97,6 +100,13 @@ async def _until_ready(node: RunningNode) -> None:
                 pass
             await asyncio.sleep(0.5)
     raise AssertionError(f"not ready: {node.log.read_text()[-3000:]}")
+
+
+async def _stats(node: RunningNode) -> Any:
+    async with httpx.AsyncClient() as client:
+        return (
+            await client.get(f"{node.admin_url}/admin/stats", headers={"authorization": f"Bearer {_ADMIN_KEY}"})
+        ).json()
 
 
 async def _raw(node: RunningNode, body: dict[str, Any], **headers: str) -> httpx.Response:
@@ -184,8 +194,7 @@ async def test_a_burst_spills_and_pinned_requests_never_leave(node: RunningNode)
 
 
 async def test_spend_equals_the_providers_own_bill(node: RunningNode) -> None:
-    async with httpx.AsyncClient() as client:
-        stats = (await client.get(f"{node.url}/admin/stats")).json()
+    stats = await _stats(node)
     assert round(stats["total"]["spent_usd"] * 10**9) == node.emulator.billed_nano_usd
     assert stats["total"]["saved_usd"] > 0
 
@@ -207,7 +216,7 @@ async def test_row_38_client_that_hangs_up_frees_the_engine_within_a_second(node
     body = _chat("Count for ever", stream=stream, max_tokens=3000, ignore_eos=True, spillway=pinned)
     async with httpx.AsyncClient(timeout=30) as client:
         url = f"{node.url}/v1/chat/completions"
-        closed = (await client.get(f"{node.url}/admin/stats")).json()["by_ending"].get("client_closed", 0)
+        closed = (await _stats(node))["by_ending"].get("client_closed", 0)
         if stream:
             async with client.stream("POST", url, json=body) as answer:
                 assert answer.headers["x-spillway-backend"] == "local"
@@ -217,7 +226,7 @@ async def test_row_38_client_that_hangs_up_frees_the_engine_within_a_second(node
                 await client.post(url, json=body, timeout=httpx.Timeout(10, read=0.5))
         give_up = time.monotonic() + 1.0
         while time.monotonic() < give_up:
-            stats = (await client.get(f"{node.url}/admin/stats")).json()
+            stats = await _stats(node)
             engine = stats["engines"]["demo"]
             if engine["in_flight"] == 0 and engine["running"] == 0:
                 assert stats["by_ending"]["client_closed"] == closed + 1

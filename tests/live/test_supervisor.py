@@ -120,6 +120,7 @@ async def node(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Superv
         (folder / "spillway.yaml").write_text(
             f"""
 listen: {{port: {port}}}
+admin: {{port: 0}}
 engine: {{demo: {{max_num_seqs: 4, enforce_eager: true}}}}
 routing: {{max_wait_s: {_WITHIN_S}}}
 supervision: {{stall_s: 4}}

@@ -22,13 +22,20 @@ from node.emulator.config import EmulatorConfig
 from node.emulator.server import Emulator
 
 PROVIDER_KEY = "test-provider-key"
+ADMIN_KEY = "sa-the-key-of-the-tests"
 _WITHIN_S = 60.0
+
+
+def admin_port(port: int) -> int:
+    """The admin API's, so far away that no other test is given it as a free one."""
+    return 20000 + port % 10000
 
 
 def config_text(emulator: Emulator, port: int, more: str = "") -> str:
     """Settings for a node that only the emulated cloud serves; `more` is YAML for the top level."""
     return f"""
 listen: {{port: {port}}}
+admin: {{port: {admin_port(port)}}}
 cloud_only: true
 providers:
   holysheep: {{base_url: "{emulator.base_url}", api_key_env: TEST_PROVIDER_KEY}}
@@ -50,6 +57,7 @@ class NodeProcess:
         self.log = folder / "node.log"
         self.port = _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.admin_url = f"http://127.0.0.1:{admin_port(self.port)}"
         self.process: subprocess.Popen[bytes]
 
     def configure(self, more: str = "") -> None:
@@ -63,7 +71,7 @@ class NodeProcess:
                 [*before, sys.executable, "-m", "node.cli", "serve", "--config", str(self.config)],
                 stdout=log if output is None else output,
                 stderr=log if output is None else output,
-                env={**os.environ, "TEST_PROVIDER_KEY": PROVIDER_KEY},
+                env={**os.environ, "TEST_PROVIDER_KEY": PROVIDER_KEY, "SPILLWAY_ADMIN_KEY": ADMIN_KEY},
                 start_new_session=True,
             )
 
@@ -89,9 +97,15 @@ class NodeProcess:
         async with httpx.AsyncClient(timeout=60) as client:
             return await client.post(f"{self.url}/v1/chat/completions", json=chat(**more))
 
+    async def admin(self, path: str, method: str = "GET") -> httpx.Response:
+        """One request to the admin API."""
+        async with httpx.AsyncClient(timeout=30) as client:
+            headers = {"authorization": f"Bearer {ADMIN_KEY}"}
+            return await client.request(method, self.admin_url + path, headers=headers)
+
     async def stats(self) -> dict[str, Any]:
         """`/admin/stats`."""
-        document: dict[str, Any] = (await self.get("/admin/stats")).json()
+        document: dict[str, Any] = (await self.admin("/admin/stats")).json()
         return document
 
     def log_text(self) -> str:

@@ -77,7 +77,7 @@ async def test_row_37_five_thousand_idle_connections_leave_health_and_the_others
             assert (await client.post(f"{node.url}/v1/chat/completions", json=chat(max_tokens=1))).status_code == 200
             await until(lambda: node.descriptors() <= _CAP + before)
             assert refused(idle) >= _IDLE - _CAP
-            turned_away = (await client.get(f"{node.url}/admin/stats")).json()["door"]["turned_away"]
+            turned_away = (await node.stats())["door"]["turned_away"]
             assert turned_away["too_many_connections"] >= _IDLE - _CAP
     await until(lambda: node.descriptors() <= before + 5)
     assert (await node.chat(max_tokens=1)).status_code == 200

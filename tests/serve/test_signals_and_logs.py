@@ -14,7 +14,16 @@ from pathlib import Path
 import httpx
 
 from node.emulator.switches import Switch
-from tests.serve.node_process import PROVIDER_KEY, NodeProcess, chat, config_text, emulated, running, until
+from tests.serve.node_process import (
+    ADMIN_KEY,
+    PROVIDER_KEY,
+    NodeProcess,
+    chat,
+    config_text,
+    emulated,
+    running,
+    until,
+)
 
 _LEAST_PIPE_BYTES = 4096
 
@@ -57,7 +66,7 @@ async def test_row_76_sighup_takes_a_good_file_and_keeps_the_old_settings_for_a_
 
         node.config.write_text(config_text(cloud, node.port + 1, "api: {strict: true}\n"))
         await _reloaded(node, f"reloaded {node.config}")
-        assert "only a restart puts it in force: listen.port" in node.log_text()
+        assert "only a restart puts it in force: listen.port, admin.port" in node.log_text()
         assert (await node.chat(best_of=2)).status_code == 400
         assert (await node.chat()).status_code == 200
 
@@ -101,6 +110,7 @@ async def test_terminal_that_is_closed_ends_the_node_instead(tmp_path: Path) -> 
         child, terminal = pty.fork()
         if child == 0:  # the terminal is its own
             os.environ["TEST_PROVIDER_KEY"] = PROVIDER_KEY
+            os.environ["SPILLWAY_ADMIN_KEY"] = ADMIN_KEY
             os.execv(sys.executable, [sys.executable, "-m", "node.cli", "serve", "--config", str(node.config)])
         try:
 

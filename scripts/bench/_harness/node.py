@@ -2,11 +2,14 @@
 
 import os
 import sys
+import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from _harness.process import CannotRun, Service, running
+
+ADMIN_ENV = {"SPILLWAY_ADMIN_KEY": "sa-the-key-of-the-benches"}
 
 
 @contextmanager
@@ -28,7 +31,19 @@ def start_node(
         url=f"http://127.0.0.1:{port}",
         ready_path="/readyz",
         log=directory / "node.log",
-        env={"PATH": os.environ.get("PATH", os.defpath), "HOME": str(directory), **env},
+        env={"PATH": os.environ.get("PATH", os.defpath), "HOME": str(directory), **ADMIN_ENV, **env},
         ready_within_s=ready_within_s,
     ) as service:
         yield service
+
+
+def read_stats(node: Service) -> bytes:
+    """`/admin/stats` of a node that was started with `ADMIN_ENV`, from the port after its own."""
+    address, _, port = node.url.rpartition(":")
+    asked = urllib.request.Request(
+        f"{address}:{int(port) + 1}/admin/stats",
+        headers={"authorization": f"Bearer {ADMIN_ENV['SPILLWAY_ADMIN_KEY']}"},
+    )
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=10) as answer:
+        document: bytes = answer.read()
+    return document
