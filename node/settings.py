@@ -224,7 +224,6 @@ class Settings(Section, frozen=True, kw_only=True):
     """
 
     listen: Listen = Listen()
-    admin: AdminSettings = AdminSettings()
     models: Annotated[tuple[str, ...], Meta(min_length=1)] = ("demo",)
     cloud_only: bool = False
     catalogue: tuple[str, ...] = ()
@@ -239,6 +238,7 @@ class Settings(Section, frozen=True, kw_only=True):
     host: HostSettings = HostSettings()
     store: StoreSettings = StoreSettings()
     budget: BudgetSettings = BudgetSettings()
+    admin: AdminSettings = AdminSettings()
     keys: tuple[KeySettings, ...] = ()
     shutdown_grace_s: PositiveFloat = 30.0
 

@@ -22,7 +22,6 @@ Written by `scripts/write_settings_docs.py`.
 _SECTIONS: tuple[tuple[str, type[settings.Section]], ...] = (
     ("top level", settings.Settings),
     ("listen", settings.Listen),
-    ("admin", settings.AdminSettings),
     ("routing", settings.RoutingSettings),
     ("privacy", settings.PrivacySettings),
     ("providers.NAME", settings.ProviderSettings),
@@ -35,6 +34,7 @@ _SECTIONS: tuple[tuple[str, type[settings.Section]], ...] = (
     ("host", settings.HostSettings),
     ("store", settings.StoreSettings),
     ("budget", settings.BudgetSettings),
+    ("admin", settings.AdminSettings),
     ("keys[]", settings.KeySettings),
 )
 

@@ -5,7 +5,7 @@ import io
 import itertools
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ def total_of(rows: list[dict[str, Any]]) -> Amounts:
     return total
 
 
-ABOUT = {
+ABOUT: dict[Part, Callable[[dict[str, Any]], str]] = {
     Part.KEY: lambda each: each["caller"],
     Part.MODEL: lambda each: each["model"],
     Part.BACKEND: lambda each: each["backend"],
