@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
 from node.errors import SettingsError
 from node.settings import Settings
 from node.store.moments import since_us, until_us
+from node.store.reconcile import LONGEST_US, SLACK_US, our_calls, reconcile, write
+from node.store.reconcile_text import differences_csv, differences_text, has_differences
+from node.store.statement import Field, read_statement
 from node.store.usage import Part, Question, Report, read_usage
 from node.store.usage_text import as_csv, as_document, as_table
 from node.store_place import beside, place_for
@@ -44,7 +49,42 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     form.add_argument("--csv", action="store_const", const=as_csv, dest="form", help="as CSV")
     form.add_argument("--json", action="store_const", const=_as_json, dest="form", help="as JSON")
     parser.set_defaults(form=as_table, action=None)
+    _add_reconcile(parser.add_subparsers(dest="action", metavar="ACTION"))
     return parser
+
+
+def _add_reconcile(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = actions.add_parser(
+        "reconcile",
+        help="lay a provider's statement beside the ledger",
+        description="Compare a provider's statement (CSV, a row per call) with the ledger, row by row. Exit code 1 "
+        "where anything differs. What is assumed of the columns, and how calls are found without an id: "
+        "docs/operations.md.",
+    )
+    parser.add_argument("statement", type=Path, metavar="STATEMENT", help="the CSV file")
+    parser.add_argument("--provider", required=True, metavar="NAME", help="whose it is, as in the settings")
+    parser.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        metavar="FIELD=NAME",
+        help=f"the column that holds a field ({', '.join(Field)}), where it is not found by itself (repeatable)",
+    )
+    parser.add_argument(
+        "--slack-s",
+        type=float,
+        default=SLACK_US / 1e6,
+        metavar="S",
+        help="how far the provider's clock may be off (default: %(default)g)",
+    )
+    parser.add_argument("--write", action="store_true", help="keep what was billed, and settle orphans at it")
+    parser.add_argument(
+        "--csv", action="store_const", const=differences_csv, dest="form", help="all differences as CSV"
+    )
+    add_period(parser)
+    # Not to undo what was given before the word `reconcile`.
+    parser.add_argument("--config", type=Path, default=argparse.SUPPRESS, metavar="FILE", help=argparse.SUPPRESS)
+    parser.set_defaults(form=differences_text)
 
 
 def add_period(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +105,8 @@ def period(options: argparse.Namespace) -> tuple[int | None, int | None]:
 
 def run(options: argparse.Namespace, settings: Settings, *, configured: bool) -> int:
     """Does what the command line says and gives the exit code. Raises `SpillwayError`."""
+    if options.action == "reconcile":
+        return _reconcile(options, settings, configured=configured)
     since, until = period(options)
     by = tuple(dict.fromkeys(Part(part) for part in options.by))
     question = Question(by=by, since_us=since, until_us=until, caller=options.key)
@@ -76,6 +118,45 @@ def run(options: argparse.Namespace, settings: Settings, *, configured: bool) ->
     form: Callable[[Report], str] = options.form
     print(form(report).rstrip("\n"))
     return 0
+
+
+def _reconcile(options: argparse.Namespace, settings: Settings, *, configured: bool) -> int:
+    items = read_statement(options.statement, _columns(options.column))
+    since, until = period(options)
+    times = [item.at_us for item in items if item.at_us is not None]
+    if times:
+        since = min(times) if since is None else since
+        until = max(times) + 1 if until is None else until
+    if not 0 <= options.slack_s <= 1e6:
+        raise SettingsError("--slack-s: expected seconds from 0 on")
+    slack_us = round(options.slack_s * 1e6)
+    with beside(place_for(settings, emulated=not configured and not settings.providers)) as database:
+        with database.reading() as connection:
+            ours = our_calls(
+                connection,
+                options.provider,
+                None if since is None else since - slack_us - LONGEST_US,
+                None if until is None else until + slack_us,
+            )
+        if not ours:
+            raise SettingsError(f"--provider {options.provider}: the ledger has no calls to it in this time")
+        found = reconcile(items, ours, since_us=since, until_us=until, slack_us=slack_us)
+        print(options.form(found).rstrip("\n"))
+        if options.write:
+            with database.writing() as connection:
+                billed, settled = write(connection, found)
+            print(f"written: {billed:,} billed amounts, {settled:,} orphans settled", file=sys.stderr)
+    return int(has_differences(found))
+
+
+def _columns(given: list[str]) -> dict[Field, str]:
+    columns = {}
+    for each in given:
+        field, separator, name = each.partition("=")
+        if not separator or field not in list(Field):
+            raise SettingsError(f"--column {each}: expected FIELD=NAME, where FIELD is one of {', '.join(Field)}")
+        columns[Field(field)] = name
+    return columns
 
 
 def _as_json(report: Report) -> str:
