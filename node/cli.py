@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from node import __version__, calibrate, usage_command
+from node import __version__, calibrate, ledger_command, usage_command
 from node.errors import SettingsError, SpillwayError
 from node.settings import Settings, is_loopback, load_settings
 from node.simulate import command as simulator
@@ -35,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
             return calibrate.run(options, settings)
         if options.command == "usage":
             return usage_command.run(options, settings, configured=path is not None)
+        if options.command == "ledger":
+            return ledger_command.run(options, settings, configured=path is not None)
         settings = _overridden(settings, options)
         # Importing the server takes a second; a mistake in the settings is told before that.
         from node.serve import serve
@@ -128,7 +130,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Look at GPU, vLLM, models, providers and storage; one line each, with the remedy where "
         "something is wrong. Exit code 1 if the node could not serve.",
     )
-    for command in (serve, doctor, calibrate.add_command(commands), usage_command.add_command(commands)):
+    for command in (
+        serve,
+        doctor,
+        calibrate.add_command(commands),
+        usage_command.add_command(commands),
+        ledger_command.add_command(commands),
+    ):
         command.add_argument("--config", type=Path, metavar="FILE", help="settings (default: ./spillway.yaml if there)")
     simulator.add_commands(commands)
     return parser

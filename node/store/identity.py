@@ -57,3 +57,16 @@ def _try_lock(file: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def are_running(folder: Path) -> bool:
+    """Whether a node of this data folder is running. Raises `OSError`."""
+    nodes = folder / "nodes"
+    if not nodes.is_dir():
+        return False
+    for file in nodes.iterdir():
+        lock = _try_lock(file)
+        if lock is None:
+            return True
+        os.close(lock)
+    return False

@@ -1,0 +1,108 @@
+"""`spillway ledger`: back it up, put it back, move it between SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Final
+
+from node.errors import SettingsError
+from node.settings import Settings
+from node.store.copying import back_up, copy_ledger, restore
+from node.store.database import FILE, Database, Place, StoreUnavailable, place_of
+from node.store.identity import are_running
+from node.store_place import beside, place_for
+
+_BAR_WIDTH: Final = 30
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Registers `ledger`, and returns its parser."""
+    parser = commands.add_parser(
+        "ledger",
+        help="back up, restore or move the ledger",
+        description="The database with calls, keys and audit, where the settings say that it is. See "
+        "docs/operations.md.",
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    backup = actions.add_parser("backup", help="copy a SQLite ledger into FILE, also while the node runs")
+    backup.add_argument("file", type=Path, metavar="FILE", help="must not be there yet")
+    put_back = actions.add_parser("restore", help="put a backup in the ledger's place; the node must be stopped")
+    put_back.add_argument("file", type=Path, metavar="FILE", help="what `backup` made")
+    copy = actions.add_parser(
+        "copy",
+        help="copy all of it into another, empty database; the node must be stopped",
+        description="Copy every table in one transaction, and compare counts and check sums before it is kept.",
+    )
+    copy.add_argument("--to", required=True, metavar="WHERE", help="postgresql://USER@HOST/NAME, or a folder")
+    for action in (backup, put_back, copy):
+        # Not to undo what was given before the word.
+        action.add_argument("--config", type=Path, default=argparse.SUPPRESS, metavar="FILE", help=argparse.SUPPRESS)
+    return parser
+
+
+def run(options: argparse.Namespace, settings: Settings, *, configured: bool) -> int:
+    """Does what the command line says and gives the exit code. Raises `SettingsError`."""
+    place = place_for(settings, emulated=not configured and not settings.providers)
+    if options.action == "backup":
+        with beside(place) as database:
+            back_up(database, options.file)
+        print(f"{options.file}: the ledger as it was at this moment")
+        return 0
+    if are_running(place.folder):
+        raise SettingsError(f"a node is running on {place.folder}; stop it first")
+    if options.action == "restore":
+        return _restore(options.file, place)
+    return _copy(place, options.to)
+
+
+def _restore(backup: Path, place: Place) -> int:
+    if place.file is None:
+        raise SettingsError("the ledger is in PostgreSQL: restore it with pg_restore or psql, see docs/operations.md")
+    aside = restore(backup, place.file)
+    print(f"{place.file}: put back from {backup}" + (f"; what was there is {aside}" if aside else ""))
+    print("What was spent after the backup is not in it: spillway usage reconcile tells", file=sys.stderr)
+    return 0
+
+
+def _copy(place: Place, to: str) -> int:
+    is_url = "://" in to
+    folder = place.folder if is_url else Path(to).expanduser()
+    target_place = place_of(folder, to if is_url else None)
+    if target_place.file is not None and place.file is not None:
+        raise SettingsError("--to: the ledger is a SQLite file already; copy that with `spillway ledger backup`")
+    target = Database(target_place)
+    bar = _Bar()
+    try:
+        with beside(place) as source:
+            target.open()
+            copied = copy_ledger(source, target, bar.show)
+    except StoreUnavailable as error:
+        raise SettingsError(str(error)) from error
+    finally:
+        bar.clear()
+        target.close()
+    print(", ".join(f"{table}: {rows:,} rows" for table, rows in copied.items()))
+    where = "$SPILLWAY_DATABASE_URL (or store.url)" if is_url else f"store.folder: {folder} ({FILE}), without store.url"
+    print(f"copied and compared. To use it, set {where}, and start the node")
+    return 0
+
+
+class _Bar:
+    """One line on stderr that is overwritten; nothing unless stderr is a terminal."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+
+    def show(self, done: int, total: int) -> None:
+        """So many rows of so many are copied."""
+        if self._shown:
+            filled = _BAR_WIDTH * done // total if total else _BAR_WIDTH
+            bar = "#" * filled + "-" * (_BAR_WIDTH - filled)
+            print(f"\r\033[K[{bar}] {done:,} of {total:,} rows", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
