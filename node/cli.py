@@ -15,6 +15,7 @@ from node import __version__, calibrate, ledger_command, usage_command
 from node.errors import SettingsError, SpillwayError
 from node.settings import Settings, is_loopback, load_settings
 from node.simulate import command as simulator
+from node.store_place import place_for
 
 _DEFAULT_CONFIG = Path("spillway.yaml")
 
@@ -23,10 +24,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0 good, 1 something is wrong and was said in one line."""
     options = _parser().parse_args(arguments)
     try:
-        if options.command in simulator.COMMANDS:
+        if options.command in simulator.COMMANDS and not (options.command == "simulate" and options.from_ledger):
             return simulator.run(options)
         path = _config_path(options.config)
         settings = load_settings(path)
+        if options.command == "simulate":
+            return simulator.run(options, place_for(settings, emulated=path is None and not settings.providers))
         if options.command == "doctor":
             from node.doctor import examine
 

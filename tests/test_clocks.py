@@ -13,7 +13,15 @@ from tests.dispatch.virtual_time import in_virtual_time, now_s
 ROOT = Path(node.__file__).parent
 
 # What the wall clock is for: the date in an answer, a `Retry-After` that is a date, and the emulator's made-up bill.
-DATES = {"api/features.py", "app.py", "cloud/gate.py", "calibrate.py", "usage_command.py", "store/ledger.py"}
+DATES = {
+    "api/features.py",
+    "app.py",
+    "cloud/gate.py",
+    "calibrate.py",
+    "usage_command.py",
+    "store/ledger.py",
+    "simulate/command.py",
+}
 
 
 def test_row_73_only_dates_are_taken_from_the_wall_clock() -> None:

@@ -9,6 +9,7 @@ import argparse
 import itertools
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from node.money import Price
     from node.simulate.comparing import Question
     from node.simulate.formats.convert import Window
+    from node.simulate.formats.ledger import LedgerTrace
     from node.simulate.values import TraceRequest
+    from node.store.database import Place
 
 COMMANDS = ("simulate", "trace")
 DEFAULT_POLICIES = ("overflow", "predicted:0.5", "depth:8", "spillover:8", "vllm", "aimd", "local", "cloud")
@@ -28,6 +31,7 @@ _KINDS = ("azure_code", "batch_tenants", "poisson", "long_prompts", "reasoning")
 _DEFAULT_PROFILE = "gpu-medium"
 _DEFAULT_PRICES = "holysheep/gemini-2.5-flash"
 _MOST_REQUESTS = 2_000_000
+_DEFAULT_BUDGET_S = 1.0
 
 _SIMULATE = """\
 Replay a trace of requests through the node's own routing, beside other policies, without an engine and without a
@@ -49,7 +53,8 @@ policies:
 
 examples:
   spillway simulate azure_code --load 1.5 --bound
-  spillway simulate yesterday.csv --profile gpu-small --ttft-budget-ms 3000 --html yesterday.html
+  spillway simulate --from-ledger --since 24h --profile mine.json --html yesterday.html
+  spillway simulate monday.csv --profile gpu-small --ttft-budget-ms 3000
   spillway simulate code_bursty --traces ~/traces --load 1.5 --pinned-share 0.2
   spillway simulate AzureLLMInferenceTrace_conv.csv --speed 4 --policy overflow --policy depth:4 --prices 0.8,2.5
 
@@ -106,7 +111,13 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         epilog=_SIMULATE_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("trace", metavar="TRACE", help="file, folder or kind of workload")
+    parser.add_argument("trace", metavar="TRACE", nargs="?", help="file, folder or kind of workload")
+    parser.add_argument(
+        "--from-ledger", action="store_true", help="instead of TRACE: what this node's ledger has seen; it is only read"
+    )
+    parser.add_argument("--since", metavar="WHEN", help="of the ledger: a day, a UTC time, or how long ago (7d)")
+    parser.add_argument("--until", metavar="WHEN", help="of the ledger: the same; a day alone is included")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings that say where the ledger is")
     parser.add_argument("--traces", type=Path, metavar="DIR", help="where TRACE is, with or without .csv or .csv.gz")
     parser.add_argument(
         "--profile",
@@ -121,7 +132,7 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     pace.add_argument("--load", metavar="L", help="speed the trace up or down until it offers L times what fits")
     pace.add_argument("--speed", metavar="S", help="divide all arrival times by S (default: 1)")
     _add_window(parser)
-    parser.add_argument("--ttft-budget-ms", metavar="MS", default="1000", help="the promise (default: %(default)s)")
+    parser.add_argument("--ttft-budget-ms", metavar="MS", help="the promise (default: 1000; a ledger's own)")
     parser.add_argument(
         "--provider-ttft-ms", metavar="MS", default="350", help="the cloud's median TTFT (default: %(default)s)"
     )
@@ -129,7 +140,7 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--provider-sigma", metavar="X", default="0.35", help="its spread, of the logarithm (default: %(default)s)"
     )
     parser.add_argument(
-        "--pinned-share", metavar="X", default="0", help="share of requests that never leave (default: %(default)s)"
+        "--pinned-share", metavar="X", help="share of requests that never leave (default: 0; of a ledger: those pinned)"
     )
     parser.add_argument(
         "--prices",
@@ -148,27 +159,32 @@ def _add_window(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", metavar="S", help="how much of the trace (default: all; of a workload: 600)")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Does what the command line says and gives the exit code. Raises `SettingsError`."""
+def run(options: argparse.Namespace, ledger: Place | None = None) -> int:
+    """Does what the command line says and gives the exit code. `ledger` is where `--from-ledger` reads.
+
+    Raises `SettingsError`.
+    """
     if options.command == "simulate":
-        return _simulate(options)
+        return _simulate(options, ledger)
     return _convert(options) if options.action == "convert" else _generate(options)
 
 
-def _simulate(options: argparse.Namespace) -> int:
+def _simulate(options: argparse.Namespace, ledger: Place | None) -> int:
     from node.simulate import comparing, page
     from node.simulate.baselines import make_policy
     from node.simulate.profiles import write_whole
 
     for path in (options.json, options.html):
         _check_writable(path)
+    if (options.trace is None) == (ledger is None):
+        raise SettingsError("give a TRACE or --from-ledger" + ("" if options.trace is None else ", not both"))
     policies = tuple(dict.fromkeys(options.policy or DEFAULT_POLICIES))
     for policy in policies:
         make_policy(policy)
     progress = _Progress()
     try:
-        progress.show(f"reading {options.trace}")
-        question = _question(options)
+        progress.show(f"reading {options.trace or 'the ledger'}")
+        question = _question(options, ledger)
         found = comparing.compare(question, policies, bound=options.bound, progress=progress.show)
     finally:
         progress.clear()
@@ -182,7 +198,7 @@ def _simulate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _question(options: argparse.Namespace) -> Question:
+def _question(options: argparse.Namespace, ledger: Place | None) -> Question:
     from node.simulate.comparing import Question, pick_pinned
     from node.simulate.offered import speed_for
     from node.simulate.profiles import find_profile
@@ -191,39 +207,69 @@ def _question(options: argparse.Namespace) -> Question:
 
     profile = find_profile(options.profile)
     seed = _whole("--seed", options.seed)
-    budget_s = _number("--ttft-budget-ms", options.ttft_budget_ms, above=0) / 1000
+    history = None if ledger is None else _history(options, ledger)
+    budget_s = _DEFAULT_BUDGET_S
+    if options.ttft_budget_ms is not None:
+        budget_s = _number("--ttft-budget-ms", options.ttft_budget_ms, above=0) / 1000
+    elif history is not None and history.ttft_budget_s is not None:
+        budget_s = history.ttft_budget_s
     provider = Provider(
         price=_price(options.prices),
         ttft_median_s=_number("--provider-ttft-ms", options.provider_ttft_ms, above=0) / 1000,
         ttft_sigma=_number("--provider-sigma", options.provider_sigma, least=0, most=5),
         seed=seed,
     )
-    pinned_share = _number("--pinned-share", options.pinned_share, least=0, most=1)
+    pinned_share = None
+    if options.pinned_share is not None:
+        pinned_share = _number("--pinned-share", options.pinned_share, least=0, most=1)
     speed = 1.0 if options.speed is None else _number("--speed", options.speed, above=0)
     load = None if options.load is None else _number("--load", options.load, above=0)
-    fitting = capped(_requests(options, seed), profile.context_tokens)
+    name = "the ledger" if options.trace is None else options.trace
+    fitting = capped(_requests(options, seed) if history is None else history.requests, profile.context_tokens)
     trace = list(itertools.islice(fitting, _MOST_REQUESTS + 1))
     if len(trace) > _MOST_REQUESTS:
-        raise SettingsError(
-            f"{options.trace}: more than {_MOST_REQUESTS:,} requests; take a part of it with --from-s and --seconds"
-        )
+        part = "--from-s and --seconds" if history is None else "--since and --until"
+        raise SettingsError(f"{name}: more than {_MOST_REQUESTS:,} requests; take a part of it with {part}")
     if not trace:
-        raise SettingsError(f"{options.trace}: no requests in this part of it")
+        raise SettingsError(f"{name}: no requests in this part of it")
+    pinned = pick_pinned(len(trace), pinned_share or 0.0, seed)
+    if history is not None and pinned_share is None:
+        pinned = history.pinned
     if load is not None:
         try:
             speed = speed_for(trace, profile, load)
         except ValueError as error:
             raise SettingsError(f"--load {options.load}: {error}") from error
     return Question(
-        title=Path(options.trace).name,
+        title="ledger" if options.trace is None else Path(options.trace).name,
         trace=list(sped_up(trace, speed)),
         speed=speed,
         capped=fitting.count,
         profile=profile,
         provider=provider,
-        promise=Promise(ttft_budget_s=budget_s, pinned=pick_pinned(len(trace), pinned_share, seed)),
+        promise=Promise(ttft_budget_s=budget_s, pinned=pinned),
         seed=seed,
     )
+
+
+def _history(options: argparse.Namespace, ledger: Place) -> LedgerTrace:
+    from node.simulate.formats.ledger import read_ledger
+    from node.store.moments import since_us, until_us
+    from node.store_place import beside
+
+    if options.from_s != "0" or options.seconds is not None or options.traces is not None:
+        raise SettingsError("--from-s, --seconds and --traces are for a TRACE; of a ledger, take --since and --until")
+    now_us = time.time_ns() // 1000
+    since = None if options.since is None else since_us(options.since, now_us)
+    until = None if options.until is None else until_us(options.until, now_us)
+    with beside(ledger) as database, database.reading() as connection:
+        history = read_ledger(connection, since, until, _MOST_REQUESTS + 1)
+    if history.budgets > 1 and options.ttft_budget_ms is None:
+        print(
+            f"{history.budgets} different TTFT budgets; all are taken for the middle one, {history.ttft_budget_s:g} s",
+            file=sys.stderr,
+        )
+    return history
 
 
 def _requests(options: argparse.Namespace, seed: int) -> Iterator[TraceRequest]:

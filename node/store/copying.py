@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Connection, Integer, Table, func, insert, select, text
 
 from node.errors import SettingsError
-from node.store.database import Database
+from node.store.database import Database, check_file
 from node.store.schema import metadata, spend
 
 # `spend` is made by the database itself, from the rows of `calls`; it is compared all the same.
@@ -99,23 +98,6 @@ def restore(backup: Path, file: Path) -> Path | None:
     except OSError as error:
         raise SettingsError(f"{error.filename or file}: {error.strerror or error}") from error
     return aside
-
-
-def check_file(path: Path) -> None:
-    """Raises `SettingsError` unless `path` is an undamaged SQLite ledger."""
-    if not path.is_file():
-        raise SettingsError(f"{path}: there is no such file")
-    if path.with_name(f"{path.name}-wal").exists():
-        raise SettingsError(f"{path}: has a log beside it, so not all is in this file; use what `ledger backup` makes")
-    try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
-            (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            if said != "ok":
-                raise SettingsError(f"{path}: is damaged: {said}")
-            if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'calls'").fetchone() is None:
-                raise SettingsError(f"{path}: is not a ledger of Spillway's")
-    except sqlite3.Error as error:
-        raise SettingsError(f"{path}: {error}") from error
 
 
 def _set_aside(file: Path) -> Path | None:

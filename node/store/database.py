@@ -9,10 +9,11 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -237,6 +238,23 @@ class Database:
     @property
     def _name(self) -> str:
         return str(self._file or self.place.url.render_as_string(hide_password=True))
+
+
+def check_file(path: Path) -> None:
+    """Raises `SettingsError` unless `path` is an undamaged SQLite ledger."""
+    if not path.is_file():
+        raise SettingsError(f"{path}: there is no such file")
+    if path.with_name(f"{path.name}-wal").exists():
+        raise SettingsError(f"{path}: has a log beside it, so not all is in this file; use what `ledger backup` makes")
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+            (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            if said != "ok":
+                raise SettingsError(f"{path}: is damaged: {said}")
+            if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'calls'").fetchone() is None:
+                raise SettingsError(f"{path}: is not a ledger of Spillway's")
+    except sqlite3.Error as error:
+        raise SettingsError(f"{path}: {error}") from error
 
 
 def _damaged(file: Path) -> str:
