@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import psycopg
+from psycopg import sql
 from sqlalchemy import Connection, Integer, Table, func, insert, select, text
 
 from node.errors import SettingsError
@@ -42,7 +44,7 @@ def copy_ledger(source: Database, target: Database, progress: Progress) -> dict[
         progress(done, total)
         for table in _COPIED:
             for rows in _batches(reader, table):
-                writer.execute(insert(table), rows)
+                _insert(writer, table, rows)
                 done += len(rows)
                 progress(done, total)
         for table in _TABLES:
@@ -154,6 +156,22 @@ def _batches(connection: Connection, table: Table) -> Iterator[list[dict[str, An
             return
         yield rows
         last = rows[-1][key.name]
+
+
+def _insert(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
+    """Triggers see every row, also with PostgreSQL's COPY, which is ten times as fast as single inserts."""
+    driver = connection.connection.driver_connection
+    if not isinstance(driver, psycopg.Connection):
+        connection.execute(insert(table), rows)
+        return
+    names = [column.name for column in table.columns]
+    columns = sql.SQL(", ").join(map(sql.Identifier, names))
+    with (
+        driver.cursor() as cursor,
+        cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table.name), columns)) as copy,
+    ):
+        for row in rows:
+            copy.write_row([row[name] for name in names])
 
 
 def _count(connection: Connection, table: Table) -> int:

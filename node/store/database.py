@@ -29,6 +29,7 @@ EMULATED_FILE: Final = "ledger-emulated.db"
 _BUSY_S: Final = 2.0
 _CONNECT_S: Final = 5
 _STATEMENT_MS: Final = 5000
+_REPORT_MS: Final = 120_000
 # POSIX locks and shared memory, which WAL needs, do not hold there between machines.
 _NETWORK: Final = frozenset(
     {
@@ -104,7 +105,9 @@ class Database:
         self._inode: int | None = None
         self._lock_fd: int | None = None
         self._writer = threading.Lock()
-        self.engine = _sqlite_engine(place.url) if self._file is not None else _postgres_engine(place.url)
+        self.engine = (
+            _sqlite_engine(place.url) if self._file is not None else _postgres_engine(place.url, _STATEMENT_MS)
+        )
 
     def open(self) -> None:
         """Make what is missing, and bring the tables up to date.
@@ -129,8 +132,11 @@ class Database:
     def open_beside(self) -> None:
         """Open what a node, which may be running, has made: nothing is made, looked through or brought up to date.
 
-        `open` looks through the whole file, and whoever wants to write waits meanwhile.
+        `open` looks through the whole file, and whoever wants to write waits meanwhile. A query may take minutes: nobody
+        waits for it but who asked.
         """
+        if self._file is None:
+            self.engine = _postgres_engine(self.place.url, _REPORT_MS)
         try:
             if self._file is not None:
                 self._open_lock(self._file)
@@ -285,14 +291,14 @@ def _sqlite_engine(url: URL) -> Engine:
     return engine
 
 
-def _postgres_engine(url: URL) -> Engine:
+def _postgres_engine(url: URL, statement_ms: int) -> Engine:
     return sqlalchemy.create_engine(
         url,
         pool_size=2,
         pool_pre_ping=True,
         connect_args={
             "connect_timeout": _CONNECT_S,
-            "options": f"-c statement_timeout={_STATEMENT_MS} -c lock_timeout={_STATEMENT_MS}",
+            "options": f"-c statement_timeout={statement_ms} -c lock_timeout={_STATEMENT_MS}",
             "application_name": "spillway",
             "keepalives_idle": 10,
             "keepalives_interval": 3,

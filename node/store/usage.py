@@ -110,7 +110,7 @@ def read_usage(connection: Connection, question: Question) -> Report:
     if conditions := list(_conditions(question)):
         query = query.where(and_(*conditions))
     if groups:
-        query = query.group_by(*groups).order_by(*groups)
+        query = query.group_by(*groups)  # sorted below: PostgreSQL adds up faster without, and has orders of its own
     lines = []
     for row in connection.execute(query):
         values: tuple[Any, ...] = tuple(row)
@@ -120,6 +120,7 @@ def read_usage(connection: Connection, question: Question) -> Report:
         )
         amounts = (int(value or 0) for value in values[len(groups) :])
         lines.append(Line(about, Amounts(**dict(zip((each.name for each in fields(Amounts)), amounts, strict=True)))))
+    lines.sort(key=lambda line: line.about)
     total = sum((line.amounts for line in lines), Amounts())
     return Report(question, tuple(lines) if groups else (), total)
 
