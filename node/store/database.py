@@ -132,8 +132,8 @@ class Database:
     def open_beside(self) -> None:
         """Open what a node, which may be running, has made: nothing is made, looked through or brought up to date.
 
-        `open` looks through the whole file, and whoever wants to write waits meanwhile. A query may take minutes: nobody
-        waits for it but who asked.
+        `open` looks through the whole file, and whoever wants to write waits meanwhile. A query may take minutes:
+        nobody waits for it but who asked.
         """
         if self._file is None:
             self.engine = _postgres_engine(self.place.url, _REPORT_MS)
