@@ -218,7 +218,7 @@ class Admission:
                 ask_at_s = min(ask_at_s, now_s + max(_SHORTEST_STAY_S, _STAY_SHARE * (deadline_s - now_s)))
                 if decision.look_at_s is not None and decision.look_at_s > now_s:
                     ask_at_s = min(ask_at_s, decision.look_at_s)
-        if not features.may_leave:
+        if decision.cloud is None:  # it cannot leave, ever or for now
             work_s = None if engine is None else prompt_work_s(features, engine)
             hopeless_s = deadline_s - (work_s or 0.0)
             late = now_s >= hopeless_s

@@ -29,8 +29,8 @@ class Waiter:
     `ask_at_s` is when it must be decided again if no slot has opened. `kept` says that it stays for good: past its last
     safe moment, or because it may not leave at all. `worth` is what its leaving would cost, in nano-dollars per second
     its prompt takes here, None when it is kept. `due_s` is its place in the order of service: its deadline, or later
-    because its caller has asked for more than its share. `late` says of one that cannot leave that it will not have its
-    first token in time any more.
+    because its caller has asked for more than its share. `late` says of one that cannot leave, ever or for now, that it
+    will not have its first token in time any more.
     """
 
     features: Features
@@ -44,12 +44,13 @@ class Waiter:
     def rank(self) -> Rank:
         """Those who cannot leave first, then those who stay; among equals as due, then by deadline, then by arrival.
 
-        Of those who cannot leave, the late ones let those pass who can still be in time, but nobody for longer than
-        `_LETS_PASS_S`: in an overload as few as possible are late, and the late ones are not forgotten.
+        Of those who cannot leave (for now, where the cloud is away), the late ones let those pass who can still be in
+        time, but nobody for longer than `_LETS_PASS_S`: in an overload as few as possible are late, and the late ones
+        are not forgotten.
         """
         features = self.features
         deadline_s = features.arrived_s + features.ttft_budget_s
-        order = 0 if not features.may_leave else 1 if self.kept else 2
+        order = 0 if not features.may_leave else 1 if self.kept and not self.late else 2
         due_s = self.due_s if self.due_s > deadline_s else deadline_s
         if self.late:
             due_s += _LETS_PASS_S
