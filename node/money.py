@@ -46,8 +46,11 @@ class Price:
 
     def cost_nano_usd(self, usage: Usage) -> int:
         """The price of `usage` in nano-dollars, rounded up to the next whole one."""
-        atto = self._input_atto_usd * usage.prompt_tokens + self._output_atto_usd * usage.completion_tokens
-        return -(-atto // _ATTO_PER_NANO)
+        return self.cost_of_nano_usd(usage.prompt_tokens, usage.completion_tokens)
+
+    def cost_of_nano_usd(self, prompt_tokens: int, completion_tokens: int) -> int:
+        """The same of so many tokens."""
+        return -(-(self._input_atto_usd * prompt_tokens + self._output_atto_usd * completion_tokens) // _ATTO_PER_NANO)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

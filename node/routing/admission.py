@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from node.routing.fairness import FairShares
 from node.routing.forecast import local_work_s, prompt_work_s
+from node.routing.frozen import value
 from node.routing.in_flight import InFlight
 from node.routing.pinned import PinnedDemand
 from node.routing.policy import LOCAL, Policy
@@ -38,7 +39,7 @@ _SHORTEST_WAIT_S = 1e-3  # between two askings, so that rounding cannot make one
 _SHORTEST_STAY_S, _STAY_SHARE = 0.05, 0.25
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Placement:
     """A request that waited, and what was decided for it."""
 
@@ -46,7 +47,7 @@ class Placement:
     decision: Decision
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class _Stay:
     """What is remembered of a waiting request beside its place: where it may not go, where to, what was predicted."""
 
@@ -163,16 +164,12 @@ class Admission:
         in_flight, pinned = self._in_flight, self._pinned
         engine = None if self._engine is None or LOCAL in failed else self._engine(in_flight.sequences)
         tpot_s = None if engine is None else engine.tpot_s
-        reserve = pinned.reserve(in_flight, tpot_s, now_s)
-        sequences_per_s, tokens_per_s = pinned.per_s(now_s)
         queue = self._queue.load_for(
             waiter,
-            entering_tokens=in_flight.entering_tokens,
-            pinned_per_s=sequences_per_s,
-            pinned_tokens_per_s=tokens_per_s,
-            reserved_sequences=reserve.sequences,
-            reserved_kv_tokens=reserve.kv_tokens,
-            growth_tokens=in_flight.growth_tokens(tpot_s, now_s),
+            in_flight.entering_tokens,
+            pinned.per_s(now_s),
+            pinned.reserve(in_flight, tpot_s, now_s),
+            in_flight.growth_tokens(tpot_s, now_s),
         )
         return Snapshot(
             engine=engine, queue=queue, cloud=self._cloud_options(failed), vram_free_bytes=self._vram_free_bytes()
@@ -198,7 +195,12 @@ class Admission:
             return False
         if decision.target is Target.LOCAL:
             self._in_flight.enter(features, now_s)
-            decision = replace(decision, expected=stay.expected)
+            decision = Decision(  # all that one for here says
+                target=Target.LOCAL,
+                reason=decision.reason,
+                predicted_ttft_s=decision.predicted_ttft_s,
+                expected=stay.expected,
+            )
         elif decision.target is Target.CLOUD:
             self._on_leaving()
             decision = replace(decision, was_kept=waiter.kept)
@@ -216,7 +218,7 @@ class Admission:
                 ask_at_s = min(ask_at_s, now_s + max(_SHORTEST_STAY_S, _STAY_SHARE * (deadline_s - now_s)))
                 if decision.look_at_s is not None and decision.look_at_s > now_s:
                     ask_at_s = min(ask_at_s, decision.look_at_s)
-        if not features.may_leave:
+        if decision.cloud is None:  # it cannot leave, ever or for now
             work_s = None if engine is None else prompt_work_s(features, engine)
             hopeless_s = deadline_s - (work_s or 0.0)
             late = now_s >= hopeless_s

@@ -20,8 +20,8 @@ to be seldom wrong (the observer's doubt, `Limits.wait_doubt`) is the policy's p
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+from node.routing.frozen import value
 from node.routing.values import EngineLoad, Features, Limits, QueueLoad
 
 _LEAST_FEED_S = 0.05
@@ -33,7 +33,7 @@ _LEAST_LEFT = 0.1  # of what is freed, to those who are not pinned
 _DEFAULTS = Limits()
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Forecast:
     """Seconds from now to the first local token, the likely value.
 
@@ -55,7 +55,10 @@ def kv_limit(features: Features, engine: EngineLoad, queue: QueueLoad, limits: L
     pinned = engine.kv_tokens * (1.0 - (1.0 - limits.kv_share) * _PINNED_LEAVES)
     if not features.may_leave:
         return pinned
-    most = min(engine.kv_tokens * limits.kv_share, pinned - queue.reserved_kv_tokens)
+    most = engine.kv_tokens * limits.kv_share
+    unreserved = pinned - queue.reserved_kv_tokens
+    if unreserved < most:
+        most = unreserved
     return most - queue.growth_tokens - 0.5 * features.output_tokens_estimate
 
 
@@ -65,18 +68,25 @@ def feed_tokens(engine: EngineLoad, limits: Limits) -> float:
     Such a step takes a fixed multiple of one without prompts, so that their cost is a fixed share, but no longer than
     `limits.feed_s`: whoever comes while it is under way waits for all of it.
     """
-    most = float(max(1, engine.max_batched_tokens - engine.running))
+    most = float(engine.max_batched_tokens - engine.running)
+    if most < 1.0:
+        most = 1.0
     step = engine.step
     if step is None or step.per_prefill_token_s <= 0.0:
         return most
     without_s = step.step_s(engine.running, 0)
-    feed_s = min(limits.feed_s, max(_LEAST_FEED_S, _FEED_STEPS * without_s))
-    return min(most, max(_LEAST_FEED_TOKENS, (feed_s - without_s) / step.per_prefill_token_s))
+    feed_s = _FEED_STEPS * without_s
+    feed_s = feed_s if feed_s > _LEAST_FEED_S else _LEAST_FEED_S
+    feed_s = feed_s if feed_s < limits.feed_s else limits.feed_s
+    tokens = (feed_s - without_s) / step.per_prefill_token_s
+    tokens = tokens if tokens > _LEAST_FEED_TOKENS else _LEAST_FEED_TOKENS
+    return tokens if tokens < most else most
 
 
 def beyond_step(engine: EngineLoad, queue: QueueLoad) -> int:
     """Prompt tokens the engine has been handed that the step under way does not compute."""
-    return max(0, engine.queued_prefill_tokens + queue.entering_tokens - engine.stepping_tokens)
+    tokens = engine.queued_prefill_tokens + queue.entering_tokens - engine.stepping_tokens
+    return tokens if tokens > 0 else 0
 
 
 def predict_ttft_s(
@@ -94,18 +104,27 @@ def predict_ttft_s(
         return None
     left_s, before = 0.0, 0
     if engine.running or engine.stepping_tokens:
-        left_s = max(0.0, step.step_s(engine.running, engine.stepping_tokens) - engine.stepping_s)
+        left_s = step.step_s(engine.running, engine.stepping_tokens) - engine.stepping_s
+        if left_s < 0.0:
+            left_s = 0.0
         before = engine.steps_ahead
     own_tokens = features.uncached_tokens_estimate * features.choices
     tokens = float(beyond_step(engine, queue) + queue.prompt_tokens_ahead + own_tokens)
     # What is computed ahead of it will decode beside it; half of them do so on average.
-    decoding = min(engine.max_sequences, engine.running + queue.sequences_ahead / 2)
+    decoding = engine.running + queue.sequences_ahead / 2
+    if decoding > engine.max_sequences:
+        decoding = engine.max_sequences
+    least_steps = 1 + before
     if queue.prompt_tokens_ahead:
         per_step = feed_tokens(engine, limits)
-        steps = max(1 + before, math.ceil(tokens / per_step))
-        tokens = 0.5 * (tokens + max(tokens, steps * per_step))
+        steps = math.ceil(tokens / per_step)
+        steps = steps if steps > least_steps else least_steps
+        if steps * per_step > tokens:
+            tokens = 0.5 * (tokens + steps * per_step)
     else:
-        steps = max(1 + before, math.ceil(tokens / max(1.0, engine.max_batched_tokens - decoding)))
+        room = engine.max_batched_tokens - decoding
+        steps = math.ceil(tokens / (room if room > 1.0 else 1.0))
+        steps = steps if steps > least_steps else least_steps
     prefill_s = left_s + steps * (step.base_s + step.per_decode_s * decoding) + step.per_prefill_token_s * tokens
     if features.may_leave and queue.sequences_ahead:
         prefill_s /= 1.0 - min(_MOST_PINNED_SHARE, pinned_share(engine, queue))
@@ -126,7 +145,6 @@ def _wait_s(features: Features, engine: EngineLoad, queue: QueueLoad, limits: Li
     The cache frees what the sequences that finish held (what one holds now on average, and half an answer more), less
     what the others grow by meanwhile: one token each per step.
     """
-    running = max(1, engine.running)
     wait_s = 0.0
     missing = engine.in_flight + queue.sequences_ahead + features.choices - engine.max_sequences
     over = 0.0
@@ -140,6 +158,7 @@ def _wait_s(features: Features, engine: EngineLoad, queue: QueueLoad, limits: Li
         return 0.0
     if not engine.sequences_per_s or engine.step is None:
         return None
+    running = max(1, engine.running)
     overtaking = features.may_leave
     if missing > 0:
         per_s = engine.sequences_per_s
@@ -168,7 +187,8 @@ def prompt_work_s(features: Features, engine: EngineLoad) -> float | None:
     step = engine.step
     if step is None:
         return None
-    room = max(1.0, engine.max_batched_tokens - engine.max_sequences / 2)
+    room = engine.max_batched_tokens - engine.max_sequences / 2
+    room = room if room > 1.0 else 1.0
     return features.uncached_tokens_estimate * (step.per_prefill_token_s + step.base_s / room)
 
 

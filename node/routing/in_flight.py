@@ -46,7 +46,8 @@ class InFlight:
         if tpot_s is None or not self.sequences:
             return 0.0
         generated = (self.sequences * now_s - self._sum_since_s) / tpot_s
-        return max(0.0, 0.5 * self._output_tokens - generated)
+        growth = 0.5 * self._output_tokens - generated
+        return growth if growth > 0.0 else 0.0
 
     def _count(self, features: Features, sign: int, since_s: float) -> None:
         sequences = sign * features.choices

@@ -27,7 +27,7 @@ def doubted_s(ttft_s: float, doubt: float) -> float:
     The square root of the prediction is the unit. What goes wrong is whether a request makes the step its turn comes
     in, and who comes meanwhile; over a longer wait there are more of either, and they even out in part.
     """
-    return ttft_s + doubt * math.sqrt(max(_SHORTEST_S, ttft_s))
+    return ttft_s + doubt * math.sqrt(ttft_s if ttft_s > _SHORTEST_S else _SHORTEST_S)
 
 
 class EngineObserver:

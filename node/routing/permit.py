@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import InitVar, dataclass
 
-from node.money import Usage
 from node.routing.values import CloudOption, Decision, Features, Residency, Target, Zone
 
 _GRANTED = object()
@@ -46,9 +45,7 @@ def worst_case_nano_usd(features: Features, option: CloudOption) -> int | None:
     """
     if option.price is None:
         return None
-    return option.price.cost_nano_usd(
-        Usage(features.prompt_tokens_bound, features.choices * features.max_output_tokens)
-    )
+    return option.price.cost_of_nano_usd(features.prompt_tokens_bound, features.choices * features.max_output_tokens)
 
 
 def grant(features: Features, decision: Decision) -> EgressPermit:

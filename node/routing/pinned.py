@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+from node.routing.frozen import value
 from node.routing.in_flight import InFlight, held_tokens
 from node.routing.values import Features
 
@@ -12,7 +12,7 @@ _BURST_S = 2.0  # long against the gaps of a burst, short against its length
 _STAY_S = 20.0  # about as long as answers take
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Reserve:
     """What has to be left free for those who are expected and are not here yet."""
 
@@ -20,7 +20,7 @@ class Reserve:
     kv_tokens: float = 0.0
 
 
-_NOTHING = Reserve()
+NOTHING_RESERVED = Reserve()
 
 
 class PinnedDemand:
@@ -56,7 +56,7 @@ class PinnedDemand:
     def reserve(self, in_flight: InFlight, tpot_s: float | None, now_s: float) -> Reserve:
         """What is expected beyond what is in the engine: as many are there as come while one stays (Little 1961)."""
         if tpot_s is None or not self._staying_per_s:
-            return _NOTHING
+            return NOTHING_RESERVED
         stay_s = self._output_tokens_per_s / self._staying_per_s * tpot_s
         faded = math.exp((self._at_s - now_s) / _STAY_S)
         return Reserve(

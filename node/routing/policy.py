@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from node.money import Usage
 from node.routing.forecast import (
     beyond_step,
     feed_tokens,
@@ -15,6 +14,7 @@ from node.routing.forecast import (
     predict_ttft_s,
     prompt_work_s,
 )
+from node.routing.frozen import value
 from node.routing.observer import doubted_s
 from node.routing.permit import worst_case_nano_usd
 from node.routing.values import (
@@ -48,7 +48,7 @@ class Policy(Protocol):
         return True
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class _Cloud:
     """What the cloud offers one request: the option to take, or the rule that refuses the one there would be.
 
@@ -62,7 +62,7 @@ class _Cloud:
     too_long: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class _Outlook:
     """How a request would fare here: what keeps it from being handed over now, and when its first token would come.
 
@@ -205,22 +205,23 @@ class OverflowPolicy(Policy):
         step = engine.step
         if self.limits.tpot_budget_s is not None and step is not None and step.per_decode_s > 0:
             most = max(1, int(min(most, (self.limits.tpot_budget_s - step.base_s) / step.per_decode_s)))
-        reserved = 0.0 if pinned else min(queue.reserved_sequences, most / 2)
+        reserved = 0.0 if pinned else queue.reserved_sequences
+        if reserved > most / 2:
+            reserved = most / 2
         ahead = max(1, most // _FEED_AHEAD) if self.limits.feed_ahead is None else self.limits.feed_ahead
         if features.choices > most + ahead - reserved - engine.in_flight:
             return False
-        # A feed for each step that is not put together yet when the one under way ends, or when the first begins.
-        idle = engine.running == 0 and engine.stepping_tokens == 0
-        feed = feed_tokens(engine, self.limits) * (1 + engine.steps_ahead + idle)
-        if not pinned:
-            left = 1.0 - pinned_share(engine, queue)
-            if left < _LEAST_FEED:
-                return False
-            feed *= left
+        left = 1.0 if pinned else 1.0 - pinned_share(engine, queue)
+        if left < _LEAST_FEED:
+            return False
         # One that shared its step with another would be as late as both of them take.
         waiting_tokens = beyond_step(engine, queue)
-        if waiting_tokens and waiting_tokens + features.uncached_tokens_estimate > feed:
-            return False
+        if waiting_tokens:
+            # A feed for each step that is not put together yet when the one under way ends, or when the first begins.
+            idle = engine.running == 0 and engine.stepping_tokens == 0
+            feed = feed_tokens(engine, self.limits) * (1 + engine.steps_ahead + idle) * left
+            if waiting_tokens + features.uncached_tokens_estimate > feed:
+                return False
         limit = kv_limit(features, engine, queue, self.limits)
         if limit is None or engine.kv_tokens is None or engine.kv_cache_usage is None or engine.running == 0:
             return True
@@ -331,7 +332,7 @@ def _worth(features: Features, engine: EngineLoad, option: CloudOption) -> float
     if work_s is None or option.price is None:
         return None
     output = round(features.choices * min(features.max_output_tokens, features.output_tokens_estimate))
-    return option.price.cost_nano_usd(Usage(features.prompt_tokens_estimate, output)) / work_s
+    return option.price.cost_of_nano_usd(features.prompt_tokens_estimate, output) / work_s
 
 
 def _fits(features: Features, context_tokens: int, option: CloudOption | None = None) -> bool:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
 
+from node.routing.frozen import value
+from node.routing.pinned import NOTHING_RESERVED, Reserve
 from node.routing.running_sums import RunningSums
 from node.routing.values import Features, Leaver, QueueLoad
 
@@ -21,15 +22,15 @@ _FEW = 64  # outdated entries that are not worth clearing away
 Rank = tuple[int, float, float, float, str]
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Waiter:
     """One waiting request.
 
     `ask_at_s` is when it must be decided again if no slot has opened. `kept` says that it stays for good: past its last
     safe moment, or because it may not leave at all. `worth` is what its leaving would cost, in nano-dollars per second
     its prompt takes here, None when it is kept. `due_s` is its place in the order of service: its deadline, or later
-    because its caller has asked for more than its share. `late` says of one that cannot leave that it will not have its
-    first token in time any more.
+    because its caller has asked for more than its share. `late` says of one that cannot leave, ever or for now, that it
+    will not have its first token in time any more.
     """
 
     features: Features
@@ -43,13 +44,16 @@ class Waiter:
     def rank(self) -> Rank:
         """Those who cannot leave first, then those who stay; among equals as due, then by deadline, then by arrival.
 
-        Of those who cannot leave, the late ones let those pass who can still be in time, but nobody for longer than
-        `_LETS_PASS_S`: in an overload as few as possible are late, and the late ones are not forgotten.
+        Of those who cannot leave (for now, where the cloud is away), the late ones let those pass who can still be in
+        time, but nobody for longer than `_LETS_PASS_S`: in an overload as few as possible are late, and the late ones
+        are not forgotten.
         """
         features = self.features
         deadline_s = features.arrived_s + features.ttft_budget_s
-        order = 0 if not features.may_leave else 1 if self.kept else 2
-        due_s = max(deadline_s, self.due_s) + (_LETS_PASS_S if self.late else 0.0)
+        order = 0 if not features.may_leave else 1 if self.kept and not self.late else 2
+        due_s = self.due_s if self.due_s > deadline_s else deadline_s
+        if self.late:
+            due_s += _LETS_PASS_S
         return (order, due_s, deadline_s, features.arrived_s, features.request_id)
 
 
@@ -110,7 +114,8 @@ class WaitingQueue:
     def add(self, waiter: Waiter) -> None:
         """Put a request in, or give one that waits already new terms."""
         request_id = waiter.features.request_id
-        self.remove(request_id)
+        if request_id in self._waiters:
+            self.remove(request_id)
         rank = waiter.rank
         self._waiters[request_id] = (rank, waiter)
         if not self._buckets:
@@ -169,30 +174,49 @@ class WaitingQueue:
             heapq.heappush(self._by_time, (waiter.ask_at_s, request_id))
         return list(found.values())
 
-    def load_for(self, waiter: Waiter, **beside: float) -> QueueLoad:
+    def load_for(
+        self,
+        waiter: Waiter,
+        entering_tokens: int = 0,
+        pinned_per_s: tuple[float, float] = (0.0, 0.0),
+        reserve: Reserve = NOTHING_RESERVED,
+        growth_tokens: float = 0.0,
+    ) -> QueueLoad:
         """The queue as `waiter` sees it, whether it is in it or not: the whole depth, and what ranks before it.
 
-        Whatever of a `QueueLoad` is no matter of the queue comes from `beside`, by name.
+        The rest is no matter of the queue, and is put beside it as it is.
         """
-        if not self._waiters:
-            return QueueLoad(**beside)  # type: ignore[arg-type]
-        if self._buckets[0].waiters[0] is waiter:  # asked with every step of the engine: nothing is before it
-            return QueueLoad(depth=len(self._waiters), waited=True, kept=waiter.kept, **beside)  # type: ignore[arg-type]
-        known = self._waiters.get(waiter.features.request_id)
-        rank = known[0] if known is not None and known[1] is waiter else waiter.rank
-        index = self._index(rank)
-        bucket = self._buckets[index]
-        at = bisect_left(bucket.ranks, rank)
-        sequences, prompt_tokens, kv_tokens = self._running_sums().before(index) if index else (0, 0, 0)
+        known: tuple[Rank, Waiter] | None = None
+        sequences = prompt_tokens = kv_tokens = 0
+        cheapest: Leaver | None = None
+        if self._waiters:
+            known = self._waiters.get(waiter.features.request_id)
+            if self._buckets[0].waiters[0] is not waiter:  # the head is asked with every step: nothing is before it
+                rank = known[0] if known is not None and known[1] is waiter else waiter.rank
+                index = self._index(rank)
+                bucket = self._buckets[index]
+                at = bisect_left(bucket.ranks, rank)
+                if index:
+                    sequences, prompt_tokens, kv_tokens = self._running_sums().before(index)
+                if at:
+                    sequences += sum(bucket.sequences[:at])
+                    prompt_tokens += sum(bucket.prompt_tokens[:at])
+                    kv_tokens += sum(bucket.kv_tokens[:at])
+                cheapest = self._cheapest(rank)
         return QueueLoad(
             depth=len(self._waiters),
             waited=known is not None,
             kept=known is not None and known[1].kept,
-            sequences_ahead=sequences + sum(bucket.sequences[:at]),
-            prompt_tokens_ahead=prompt_tokens + sum(bucket.prompt_tokens[:at]),
-            kv_tokens_ahead=kv_tokens + sum(bucket.kv_tokens[:at]),
-            cheapest=self._cheapest(rank),
-            **beside,  # type: ignore[arg-type]
+            sequences_ahead=sequences,
+            prompt_tokens_ahead=prompt_tokens,
+            kv_tokens_ahead=kv_tokens,
+            entering_tokens=entering_tokens,
+            pinned_per_s=pinned_per_s[0],
+            pinned_tokens_per_s=pinned_per_s[1],
+            reserved_sequences=reserve.sequences,
+            reserved_kv_tokens=reserve.kv_tokens,
+            growth_tokens=growth_tokens,
+            cheapest=cheapest,
         )
 
     def _running_sums(self) -> RunningSums:
@@ -244,4 +268,4 @@ class WaitingQueue:
 
     def _index(self, rank: Rank) -> int:
         """The bucket that holds `rank`, or would."""
-        return max(0, bisect_right(self._firsts, rank) - 1)
+        return (bisect_right(self._firsts, rank) or 1) - 1

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from node.money import Price
+from node.routing.frozen import value
 from node.routing.profile import StepModel
 
 
@@ -148,7 +149,7 @@ class Features:
         object.__setattr__(self, "may_leave", self.residency is Residency.ANY)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class EngineLoad:
     """The local engine at this moment. None means not measured yet (a cold engine), or not known.
 
@@ -186,7 +187,7 @@ class EngineLoad:
     first_token_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Leaver:
     """A waiting request that could leave instead of another.
 
@@ -201,7 +202,7 @@ class Leaver:
     is_ahead: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class QueueLoad:
     """The node's own queue in front of the engine, as seen by the request being decided: what is ahead of it.
 
@@ -250,7 +251,7 @@ class CloudOption:
     zone: Zone = Zone.CLOUD
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Everything routing looks at beside the request. A missing engine (`None`) means a cloud-only model."""
 
@@ -285,7 +286,7 @@ class Limits:
     tpot_budget_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Expectation:
     """At `made_at_s` the first token was expected `ttft_s` later."""
 
@@ -293,7 +294,7 @@ class Expectation:
     ttft_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Decision:
     """Where a request goes and why.
 

@@ -269,6 +269,20 @@ def test_late_pinned_request_lets_nobody_pass_that_comes_half_a_minute_later() -
     assert served_in_order(desk, 1031.1)[:2] == ["late", "newcomer"]
 
 
+def test_while_the_cloud_is_away_one_that_is_late_already_lets_those_pass_that_can_still_be_in_time() -> None:
+    desk = full()
+    desk.cloud = (replace(CLOUD, available=False),)
+    desk.arrive(request("late", give_up_s=5000.0), 1000.0)
+    desk.take(desk.admission.wake(1002.0))
+    desk.arrive(request("in time", arrived_s=1002.1, give_up_s=5000.0), 1002.1)
+    desk.arrive(request("newcomer", arrived_s=1031.0, give_up_s=5000.0), 1031.0)
+    assert [name for name in served_in_order(desk, 1002.2) if name in desk.decided][:3] == [
+        "in time",
+        "late",
+        "newcomer",
+    ]
+
+
 def test_one_that_can_leave_does_not_take_the_cache_that_pinned_ones_are_about_to_need() -> None:
     small = replace(ENGINE, kv_tokens=20_000, kv_cache_usage=0.1, max_sequences=1000, tpot_s=0.1)
     desk = Desk(engine=small)
