@@ -39,7 +39,7 @@ from node.dispatch.providers import Providers, ProviderState
 from node.dispatch.sharing import Sharing
 from node.dispatch.standing import OPERATOR, Standing
 from node.door_metrics import DoorMetrics
-from node.errors import SettingsError
+from node.errors import SettingsError, SpillwayError
 from node.local.arguments import is_folder
 from node.local.engine import LocalEngine
 from node.local.memory import wait_for_memory
@@ -332,8 +332,8 @@ class Node:
         if outcome.ending is Ending.DONE:
             engine.answered(round(outcome.usage.completion_tokens / outcome.choices))
 
-    def _report(self, journey: Journey, ending: Ending) -> None:
-        self._on_outcome(journey.outcome(ending, None, time.monotonic()))
+    def _report(self, journey: Journey, ending: Ending, error: SpillwayError | None) -> None:
+        self._on_outcome(journey.outcome(ending, error, time.monotonic()))
 
 
 def _must_not_fail(supervising: asyncio.Task[None]) -> None:
