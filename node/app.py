@@ -42,7 +42,7 @@ from node.dispatch.providers import Providers, ProviderState
 from node.dispatch.sharing import Sharing
 from node.dispatch.standing import OPERATOR, Standing
 from node.door_metrics import DoorMetrics
-from node.errors import SettingsError
+from node.errors import SettingsError, SpillwayError
 from node.local.arguments import is_folder
 from node.local.engine import LocalEngine
 from node.local.memory import wait_for_memory
@@ -384,9 +384,9 @@ class Node:
         if outcome.ending is Ending.DONE:
             engine.answered(round(outcome.usage.completion_tokens / outcome.choices))
 
-    def _report(self, journey: Journey, ending: Ending) -> None:
+    def _report(self, journey: Journey, ending: Ending, error: SpillwayError | None) -> None:
         """A request that the cache answered, or that read along with another one."""
-        outcome = journey.outcome(ending, None, time.monotonic())
+        outcome = journey.outcome(ending, error, time.monotonic())
         self._on_outcome(outcome)
         at_list, in_cloud = (None, None) if outcome.usage is None else worth(journey.model, outcome.usage)
         self.ledger.note(
@@ -401,6 +401,7 @@ class Node:
             Settlement(
                 charged_nano_usd=0,
                 ending=ending,
+                error_code=outcome.error_code,
                 usage=outcome.usage,
                 list_nano_usd=at_list,
                 cloud_nano_usd=in_cloud,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
@@ -22,7 +23,7 @@ from node.backend import Chunk
 from node.dispatch.conversations import Conversations
 from node.dispatch.dispatcher import Answer, Dispatcher
 from node.dispatch.experience import Experience
-from node.dispatch.journey import Journey, ending_of
+from node.dispatch.journey import Journey, cancelled_by, ending_of
 from node.dispatch.outcome import Ending
 from node.dispatch.sharing import SharedAnswer, Sharing
 from node.errors import (
@@ -56,7 +57,7 @@ class Parts:
     conversations: Conversations
     vocabulary_size: Callable[[str], int | None]
     clock: Callable[[], float]
-    report: Callable[[Journey, Ending], None]
+    report: Callable[[Journey, Ending, SpillwayError | None], None]
 
 
 class CompletionsEndpoint:
@@ -129,7 +130,7 @@ class CompletionsEndpoint:
     ) -> None:
         call = admitted.call
         rides_along = isinstance(answer, SharedAnswer) and not answer.owner
-        ending = Ending.CLIENT_CLOSED
+        ending, failure = Ending.CLIENT_CLOSED, None
         try:
             if isinstance(answer, SharedAnswer):
                 await answer.began()
@@ -145,12 +146,17 @@ class CompletionsEndpoint:
                         await send_document(send, 200, _JSON_HEADERS + headers, chunk.data)
             ending = Ending.DONE
         except SpillwayError as error:
-            ending = ending_of(error)
+            ending, failure = ending_of(error), error
+            raise
+        except asyncio.CancelledError as cancelled:
+            if (why := cancelled_by(cancelled)) is not None:
+                ending, failure = ending_of(why), why
+                answer.cut(why)
             raise
         finally:
             await answer.aclose()
             if rides_along:  # the call itself is reported by its dispatcher
-                self._parts.report(self._cache_journey(admitted, None), ending)
+                self._parts.report(self._cache_journey(admitted, None), ending, failure)
 
     async def _send_kept(self, kept: CachedAnswer, admitted: Admitted, ignored: tuple[str, ...], send: Send) -> None:
         call = admitted.call
@@ -163,7 +169,7 @@ class CompletionsEndpoint:
             await send_stream(send, _STREAM_HEADERS + headers, _one(Chunk(data)))
         else:
             await send_document(send, 200, _JSON_HEADERS + headers, data)
-        self._parts.report(journey, Ending.DONE)
+        self._parts.report(journey, Ending.DONE, None)
 
     def _cache_journey(self, admitted: Admitted, served_model: str | None) -> Journey:
         call = admitted.call

@@ -27,7 +27,10 @@ class Connection:
         self.cut(ClientGone())
 
     def cut(self, why: Exception) -> None:
-        """End the request being served, if there is one: `why` is raised where it is served."""
+        """End the request being served, if there is one: `why` is raised where it is served.
+
+        What is cancelled for that is told `why` with the cancellation (`node.dispatch.journey: cancelled_by`).
+        """
         if self._interrupt is not None:
             self._interrupt(why)
 
@@ -51,7 +54,7 @@ class Connection:
             nonlocal reason
             if reason is None:
                 reason = why
-                task.cancel()
+                task.cancel(why)
 
         self._interrupt = interrupt
         try:

@@ -12,7 +12,7 @@ from node.dispatch.accounts import Ledger
 from node.dispatch.attempts import MAX_ATTEMPTS, Attempt, Attempts, Tries
 from node.dispatch.conversations import Conversations
 from node.dispatch.hedging import Hedger, Hedging
-from node.dispatch.journey import Journey, check_output_length, ending_of, refusal
+from node.dispatch.journey import Journey, cancelled_by, check_output_length, ending_of, refusal
 from node.dispatch.lane import Lane
 from node.dispatch.outcome import Ending, Outcome
 from node.dispatch.providers import Providers
@@ -47,6 +47,7 @@ class Answer:
         self._head = head
         self._last = head
         self._error: SpillwayError | None = None
+        self._cut: SpillwayError | None = None
         self._closed = False
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
@@ -68,6 +69,10 @@ class Answer:
             self._error = error
             raise
 
+    def cut(self, why: SpillwayError | None) -> None:
+        """Say that the reader stops, for `why`, before the end. None: because its client has hung up."""
+        self._cut = why
+
     async def aclose(self) -> None:
         """Stop the work if it still runs, give back what it held, report the outcome. Safe to call twice."""
         if self._closed:
@@ -76,7 +81,7 @@ class Answer:
         try:
             await self._attempt.stream.aclose()
         finally:
-            self._dispatcher.finished(self.journey, self._attempt, self._last, self._error)
+            self._dispatcher.finished(self.journey, self._attempt, self._last, self._error, cut=self._cut)
 
 
 class Dispatcher:
@@ -170,8 +175,9 @@ class Dispatcher:
         except SpillwayError as error:
             ended, ending = error, ending_of(error)
             raise
-        except asyncio.CancelledError:
-            ending = Ending.CLIENT_CLOSED
+        except asyncio.CancelledError as cancelled:
+            ended = cancelled_by(cancelled)
+            ending = _ending_of_cut(ended)
             raise
         finally:
             if ending is not None:
@@ -196,15 +202,33 @@ class Dispatcher:
         journey.decision = decision
         return refusal(decision, journey, local_can=_local_can(served, journey.features), busy=_local_busy(served))
 
-    def finished(self, journey: Journey, attempt: Attempt, last: Chunk, error: SpillwayError | None) -> None:
-        """An answer that had begun is over: give back its slot, settle its price, report it."""
+    def finished(
+        self,
+        journey: Journey,
+        attempt: Attempt,
+        last: Chunk,
+        error: SpillwayError | None,
+        *,
+        cut: SpillwayError | None = None,
+    ) -> None:
+        """An answer that had begun is over: give back its slot, settle its price, report it.
+
+        `error` is the backend's; `cut` is ours, for which the answer was not read to its end.
+        """
         self._attempts.let_go(journey, self.served[journey.call.model].lane, attempt, error)
         journey.usage = attempt.usage(journey.features, last)
-        ending = Ending.DONE if last.usage is not None else Ending.CLIENT_CLOSED
         if error is not None:
             ending = Ending.FAILED
+        elif last.usage is not None:
+            ending = Ending.DONE
+        else:
+            error, ending = cut, _ending_of_cut(cut)
         journey.answer_nano_usd = self._attempts.ended(journey, attempt, ending, journey.usage, error, answered=True)
         self._on_outcome(journey.outcome(ending, error, self._clock()))
+
+
+def _ending_of_cut(why: SpillwayError | None) -> Ending:
+    return Ending.CLIENT_CLOSED if why is None else Ending.FAILED
 
 
 def _local_can(served: ServedModel, features: Features) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -90,6 +91,15 @@ def ending_of(error: SpillwayError) -> Ending:
     if error.rule is not None:
         return Ending.REFUSED
     return Ending.REJECTED if error.fault is Fault.CLIENT else Ending.FAILED
+
+
+def cancelled_by(cancelled: asyncio.CancelledError) -> SpillwayError | None:
+    """For what we cancelled a request ourselves, None where its client has hung up.
+
+    It comes as the argument of `Task.cancel`: through every wait on the way, without anybody handing it on.
+    """
+    why = cancelled.args[0] if cancelled.args else None
+    return why if isinstance(why, SpillwayError) else None
 
 
 def check_output_length(call: Call, features: Features, model: Model, cloud: Iterable[CloudEquivalent]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from node.backend import Call, Chunk
 from node.dispatch.dispatcher import Answer
-from node.dispatch.journey import Journey
+from node.dispatch.journey import Journey, cancelled_by
 from node.errors import SpillwayError
 from node.money import nano_to_usd_text
 from node.store.cache import CachedAnswer, ResponseCache
@@ -61,6 +61,7 @@ class SharedAnswer:
         self._call = call
         self.owner = owner
         self._left = False
+        self._cut: SpillwayError | None = None
         flight.readers += 1
 
     @property
@@ -100,6 +101,10 @@ class SharedAnswer:
                 return
             await flight.moved.wait()
 
+    def cut(self, why: SpillwayError | None) -> None:
+        """Say that this reader stops, for `why`, before the end. None: because its client has hung up."""
+        self._cut = why
+
     async def aclose(self) -> None:
         """Stop reading. The last to leave before the end stops the call, and waits until it has let go."""
         if self._left:
@@ -109,7 +114,7 @@ class SharedAnswer:
         flight.readers -= 1
         if flight.readers == 0 and not flight.over and flight.task is not None:
             self._leave(flight)  # first, so that nobody can join a call that is being stopped
-            flight.task.cancel()
+            flight.task.cancel(self._cut)
             await asyncio.wait([flight.task])
 
 
@@ -142,6 +147,9 @@ class Sharing:
             async for chunk in answer:
                 flight.chunks.append(chunk)
                 flight.move()
+        except asyncio.CancelledError as cancelled:
+            answer.cut(cancelled_by(cancelled))
+            raise
         finally:
             await answer.aclose()
 

@@ -28,6 +28,7 @@ _KEY = "test-provider-key"
 _WITHIN_S = 240.0
 _LONG = 900  # tokens: seconds of work, so that it still runs when the engine is killed
 _POISON = "I was there both times"
+_WORKER = "VLLM::Worker"  # the process that computes; the engine core starts it, and has nothing else below it
 
 
 @dataclass
@@ -149,11 +150,11 @@ class Load:
     free: list[asyncio.Task[httpx.Response]]
 
 
-async def under_load(node: SupervisedNode, name: str) -> Load:
+async def under_load(node: SupervisedNode, name: str, another_stream: str) -> Load:
     events = [asyncio.Event() for _ in range(2)]
     begun = [
         asyncio.create_task(node.stream(text, event, pinned=True))
-        for text, event in zip((f"{name}: a stream", _POISON), events, strict=True)
+        for text, event in zip((f"{name}: a stream", another_stream), events, strict=True)
     ]
     await asyncio.gather(*(event.wait() for event in events))
     free = [asyncio.create_task(node.ask(f"{name}: {each}", pinned=False, tokens=200)) for each in range(40)]
@@ -179,7 +180,7 @@ async def check(load: Load, node: SupervisedNode) -> None:
 
 async def test_row_60_engine_core_killed_under_load(node: SupervisedNode) -> None:
     old = node.engine_processes()
-    load = await under_load(node, "killed")
+    load = await under_load(node, "killed", _POISON)
     os.kill(old[0].pid, signal.SIGKILL)
     killed_s = time.monotonic()
     assert (await node.client.get(f"{node.url}/livez")).status_code == 200
@@ -200,7 +201,7 @@ async def test_row_60_engine_core_killed_under_load(node: SupervisedNode) -> Non
 
 async def test_row_61_engine_core_that_hangs_under_load(node: SupervisedNode) -> None:
     old = node.engine_processes()
-    load = await under_load(node, "stopped")
+    load = await under_load(node, "stopped", _POISON)
     os.kill(old[0].pid, signal.SIGSTOP)
     stopped_s = time.monotonic()
     for text in await asyncio.gather(*load.begun):
@@ -226,6 +227,27 @@ async def test_row_66_request_that_ran_at_both_deaths_is_kept_from_the_engine(no
     assert int(refused.headers["retry-after"]) > 3000
     other = await node.ask("harmless", pinned=True)
     assert other.status_code == 200
+
+
+async def test_row_60_worker_alone_killed_under_load(node: SupervisedNode) -> None:
+    """The engine core survives its worker, but not for long: without one it can do nothing."""
+    core, *others = old = node.engine_processes()
+    (worker,) = (found for each in others if (found := each.find()) and found.name() == _WORKER)
+    load = await under_load(node, "worker", "worker: another stream")
+    worker.kill()
+    killed_s = time.monotonic()
+    for text in await asyncio.gather(*load.begun):
+        assert "engine_unavailable" in text
+    noticed_s = time.monotonic() - killed_s
+    assert noticed_s < 15.0
+    await check(load, node)
+    back_s = time.monotonic() - killed_s
+    print(f"noticed after {noticed_s:.1f} s, local again after {back_s:.1f} s; start {node.last_start_s():.1f} s")
+    assert [process for process in old if process.find()] == []
+    life = await node.life()
+    assert (life["state"], life["starts"], life["deaths"], life["hangs"]) == ("ready", 4, 3, 1)
+    assert core not in node.engine_processes()
+    assert all(process.find() for process in node.engine_processes())
 
 
 def _sleeper() -> subprocess.Popen[bytes]:
