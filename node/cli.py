@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from node import __version__, calibrate
+from node import __version__, calibrate, keys_command
 from node.errors import SettingsError, SpillwayError
-from node.settings import Settings, is_loopback, load_settings
+from node.settings import Settings, load_settings
 from node.simulate import command as simulator
 
 _DEFAULT_CONFIG = Path("spillway.yaml")
@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
             from node.doctor import examine
 
             return examine(settings, configured=path is not None)
+        if options.command == "keys":
+            return keys_command.run(options, settings, emulated=path is None and not settings.providers)
         if options.command == "calibrate":
             return calibrate.run(options, settings)
         settings = _overridden(settings, options)
@@ -78,11 +80,6 @@ def _overridden(settings: Settings, options: argparse.Namespace) -> Settings:
         listen = msgspec.structs.replace(listen, port=options.port)
     if options.model:
         settings = msgspec.structs.replace(settings, models=tuple(options.model))
-    if not settings.keys and not is_loopback(listen.host):
-        raise SettingsError(
-            f"--host {listen.host}: reachable from other machines, and no key is configured. "
-            "Set SPILLWAY_API_KEY (or `keys:` in spillway.yaml), or listen on 127.0.0.1"
-        )
     return msgspec.structs.replace(settings, listen=listen)
 
 
@@ -126,8 +123,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Look at GPU, vLLM, models, providers and storage; one line each, with the remedy where "
         "something is wrong. Exit code 1 if the node could not serve.",
     )
-    for command in (serve, doctor, calibrate.add_command(commands)):
+
+    def add_config(command: argparse.ArgumentParser) -> None:
         command.add_argument("--config", type=Path, metavar="FILE", help="settings (default: ./spillway.yaml if there)")
+
+    keys_command.add_command(commands, add_config)
+    for command in (serve, doctor, calibrate.add_command(commands)):
+        add_config(command)
     simulator.add_commands(commands)
     return parser
 

@@ -48,16 +48,16 @@ def operator_router(
 
     @router.get("/v1/models", tags=["openai"])
     async def list_models(request: Request) -> Response:
-        """The models this node serves."""
-        keyring.authenticate(request.headers.raw)
-        return _json(models())
+        """The models this node serves, as far as the key is good for them."""
+        caller, document = keyring.authenticate(request.headers.raw), models()
+        return _json({**document, "data": [each for each in document["data"] if caller.may_use(each["id"])]})
 
     @router.get("/v1/models/{model:path}", tags=["openai"])
     async def retrieve_model(request: Request, model: str) -> Response:
         """One of the models this node serves."""
-        keyring.authenticate(request.headers.raw)
+        caller = keyring.authenticate(request.headers.raw)
         for entry in models()["data"]:
-            if entry["id"] == model:
+            if entry["id"] == model and caller.may_use(model):
                 return _json(entry)
         raise ModelNotFound(f"The model `{model}` does not exist on this node.", param="model")
 

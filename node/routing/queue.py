@@ -16,6 +16,7 @@ from node.routing.values import Features, Leaver, QueueLoad
 
 _BUCKET = 64
 _LETS_PASS_S = 30.0
+_PRIORITIES = 1000  # more than there are
 _FEW = 64  # outdated entries that are not worth clearing away
 
 Rank = tuple[int, float, float, float, str]
@@ -41,7 +42,8 @@ class Waiter:
 
     @property
     def rank(self) -> Rank:
-        """Those who cannot leave first, then those who stay; among equals as due, then by deadline, then by arrival.
+        """Those who cannot leave first, then those who stay; among equals a higher priority first, then as due, then by
+        deadline, then by arrival.
 
         Of those who cannot leave, the late ones let those pass who can still be in time, but nobody for longer than
         `_LETS_PASS_S`: in an overload as few as possible are late, and the late ones are not forgotten.
@@ -50,7 +52,7 @@ class Waiter:
         deadline_s = features.arrived_s + features.ttft_budget_s
         order = 0 if not features.may_leave else 1 if self.kept else 2
         due_s = max(deadline_s, self.due_s) + (_LETS_PASS_S if self.late else 0.0)
-        return (order, due_s, deadline_s, features.arrived_s, features.request_id)
+        return (order * _PRIORITIES - features.priority, due_s, deadline_s, features.arrived_s, features.request_id)
 
 
 class _Bucket:

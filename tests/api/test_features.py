@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from node.api.auth import Caller
 from node.api.features import Admitted, admit
 from node.api.schema import ParsedRequest
 from node.api.wishes import RoutingWishes
 from node.backend import Kind
+from node.caller import Caller
 from node.dispatch.experience import Experience
 from node.routing.values import Capability, Residency
 from node.settings import ApiSettings, PrivacySettings, RoutingSettings, Settings
