@@ -12,8 +12,9 @@ from tests.dispatch.virtual_time import in_virtual_time, now_s
 
 ROOT = Path(node.__file__).parent
 
-# What the wall clock is for: the date in an answer, a `Retry-After` that is a date, and the emulator's made-up bill.
-DATES = {"api/features.py", "app.py", "cloud/gate.py", "calibrate.py"}
+# What the wall clock is for: the date in an answer, a `Retry-After` that is a date, when a key was made or
+# ends, and the emulator's made-up bill.
+DATES = {"api/features.py", "app.py", "cloud/gate.py", "calibrate.py", "keys_command.py"}
 
 
 def test_row_73_only_dates_are_taken_from_the_wall_clock() -> None:

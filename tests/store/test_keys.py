@@ -15,6 +15,7 @@ from node.routing.values import Residency
 from node.store.database import Database, StoreUnavailable, place_of
 from node.store.keys import PREFIX, KeyRefused, SqlKeyStore
 from node.store.secret import CACHE_SALT, kept_secret
+from tests.store import postgres
 
 HOUR_US = 3_600_000_000
 ALL_RIGHTS = Caller(
@@ -32,30 +33,55 @@ ALL_RIGHTS = Caller(
 class House:
     """A store with a clock that is set by hand."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, url: str | None = None) -> None:
         self.now_us = 1_800_000_000_000_000
-        self.database = Database(place_of(folder, None))
+        self.database = Database(place_of(folder, url))
         self.store = SqlKeyStore(self.database, lambda: self.now_us)
 
     def good(self) -> list[str]:
         return [each.id for each in self.store.all() if each.is_good(self.now_us)]
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[postgres.Server | None]:
+    programs = postgres.binaries()
+    if programs is None:
+        yield None
+        return
+    with postgres.server(programs) as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def house(request: pytest.FixtureRequest, tmp_path: Path, server: postgres.Server | None) -> Iterator[House]:
+    if request.param == "postgresql" and server is None:
+        pytest.skip("PostgreSQL's server is not installed (Debian, Ubuntu: apt install postgresql)")
+    house = House(tmp_path, server.url if server is not None and request.param == "postgresql" else None)
+    house.database.open()
+    yield house
+    house.database.close()
+    if house.database.place.file is None:
+        with house.database.engine.connect() as connection, connection.begin():
+            connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+        house.database.engine.dispose()
+
+
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def here(tmp_path: Path) -> Iterator[House]:
+    """With SQLite, whose file can be taken away."""
     house = House(tmp_path)
     house.database.open()
     yield house
     house.database.close()
 
 
-def test_key_has_256_random_bits_and_only_its_digest_is_kept(house: House, tmp_path: Path) -> None:
-    key = house.store.create(Caller("app"))
+def test_key_has_256_random_bits_and_only_its_digest_is_kept(here: House, tmp_path: Path) -> None:
+    key = here.store.create(Caller("app"))
     assert key.startswith(PREFIX)
     assert len(bytes.fromhex(key.removeprefix(PREFIX))) == 32
-    (kept,) = house.store.all()
+    (kept,) = here.store.all()
     assert kept.digest == hashlib.sha256(key.encode()).digest()
-    house.database.close()
+    here.database.close()
     everything = b"".join(file.read_bytes() for file in tmp_path.iterdir() if file.is_file())
     assert key[len(kept.id) + 1 :].encode() not in everything
     assert kept.id.encode() in everything
@@ -161,21 +187,21 @@ def test_database_that_was_never_made_has_no_keys_and_is_not_made_by_looking(tmp
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_node_that_never_had_keys_has_none_while_its_database_cannot_be_read(house: House) -> None:
-    file = house.database.place.file
+def test_node_that_never_had_keys_has_none_while_its_database_cannot_be_read(here: House) -> None:
+    file = here.database.place.file
     assert file is not None
-    house.database.close()
+    here.database.close()
     file.write_bytes(b"no database at all" * 100)
     later = House(file.parent)
     assert (later.store.all(), later.store.mark()) == ((), ())
 
 
-def test_database_that_is_gone_is_not_one_without_keys(house: House) -> None:
-    house.store.create(Caller("app"))
-    assert house.database.place.file is not None
-    house.database.place.file.unlink()
+def test_database_that_is_gone_is_not_one_without_keys(here: House) -> None:
+    here.store.create(Caller("app"))
+    assert here.database.place.file is not None
+    here.database.place.file.unlink()
     with pytest.raises(StoreUnavailable):
-        house.store.all()
+        here.store.all()
 
 
 def test_secret_is_made_once(house: House, tmp_path: Path) -> None:
