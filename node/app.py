@@ -10,7 +10,6 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
-from decimal import Decimal
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +23,8 @@ from node.api.auth import Keyring
 from node.api.completions import Parts
 from node.api.door import Door
 from node.api.operator import OperatorParts, operator_router
+from node.api.rates import RateLimits
+from node.caller import budget_of
 from node.catalogue import LocalModel, Model
 from node.catalogue_files import default_models_dir, load_catalogue, with_engine_args
 from node.cloud.config import AnswerClocks, ProviderConfig
@@ -43,6 +44,7 @@ from node.dispatch.sharing import Sharing
 from node.dispatch.standing import OPERATOR, Standing
 from node.door_metrics import DoorMetrics
 from node.errors import SettingsError, SpillwayError
+from node.key_watch import KeyWatch, check_keys
 from node.local.arguments import is_folder
 from node.local.engine import LocalEngine
 from node.local.memory import wait_for_memory
@@ -51,18 +53,19 @@ from node.local.processes import EngineProcess
 from node.local.supervision import Rules, Supervision
 from node.local.supervisor import Supervisor, Surroundings
 from node.metrics import Metrics
-from node.money import Budget, usd_to_nano
 from node.routing.breaker import BreakerLimits
 from node.routing.policy import LOCAL, OverflowPolicy, Policy
 from node.routing.retry_budget import RetryBudget, RetryLimits
 from node.routing.targets import TargetsPolicy
 from node.routing.ttft import HIGH_SHARE, ProviderTtft
 from node.routing.values import Decision, EngineState, Features, Limits, Reason, Snapshot
-from node.settings import BudgetSettings, ProviderSettings, Settings
+from node.settings import ProviderSettings, Settings, is_loopback
 from node.store.admin_key import admin_key
 from node.store.cache import MemoryCache
-from node.store.database import Database
+from node.store.database import Database, StoreUnavailable
+from node.store.keys import SqlKeyStore, StoredKey
 from node.store.ledger import SqlLedger
+from node.store.secret import CACHE_SALT, kept_secret, new_secret
 from node.store.totals import Totals
 from node.store.usage_reader import UsageReader
 from node.store_place import place_for
@@ -103,10 +106,8 @@ class Node:
         configs = provider_configs(settings, environ)
         self.gate = EgressGate(configs)
         self.place = place_for(settings, emulated=bool(rename), environ=environ)
-        self.ledger = SqlLedger(
-            Database(self.place),
-            node_budget=lambda: budget_of(self.settings.budget),
-        )
+        self.database = Database(self.place)
+        self.ledger = SqlLedger(self.database, node_budget=lambda: budget_of(self.settings.budget))
         self.providers = Providers(
             {config.name: provider_state(config, settings.providers[config.name], self.gate) for config in configs},
             random.random,
@@ -155,7 +156,12 @@ class Node:
             ttl_s=settings.cache.ttl_s,
             clock=clock,
         )
-        self.keyring = Keyring(settings.keys)
+        self.keyring = Keyring(
+            settings.keys, None, on_loopback=is_loopback(settings.listen.host), secret=new_secret(), now_us=wall_us
+        )
+        self.key_watch = KeyWatch(SqlKeyStore(self.database, wall_us), self._on_keys)
+        self.rates = RateLimits(clock)
+        self._opened = False
         self.usage = UsageReader(self.place)
         self.host = HostReader(settings.host.max_rss_bytes)
         self.host_watch = HostWatch(self.host, lambda: self.door.inside)
@@ -168,6 +174,7 @@ class Node:
         parts = Parts(
             settings=lambda: self.settings,
             keyring=self.keyring,
+            rates=self.rates,
             door=self.door,
             dispatcher=self.dispatcher,
             sharing=Sharing(self.cache),
@@ -184,7 +191,7 @@ class Node:
             open_metrics=lambda: self.settings.api.open_metrics,
             keyring=self.keyring,
             usage=self.usage.usage,
-            now_us=_now_us,
+            now_us=wall_us,
         )
         return build_app(parts, operator_router(operator))
 
@@ -200,13 +207,31 @@ class Node:
             providers=lambda: self.providers.document(time.monotonic()),
             isolate=self._isolate,
             restore=self._restore,
-            now_us=_now_us,
+            now_us=wall_us,
         )
         return build_admin(parts)
 
+    def open(self) -> None:
+        """Open the database and read what is needed to let anybody in. Blocks; done by `start()` if not before.
+
+        Raises `SettingsError` where keys in the settings and in the database do not go together.
+        """
+        self._opened = True
+        try:
+            self.database.open()
+            self.keyring.secret = kept_secret(self.database, CACHE_SALT)
+        except StoreUnavailable as error:
+            _log.error("keys cannot be read: %s", error)
+        keys = self.key_watch.read()
+        check_keys(self.settings.listen.host, self.settings.keys, keys, wall_us())
+        self.key_watch.take_up(keys)
+
     async def start(self) -> None:
         """Begin to write the ledger, to watch the GPU and to load the engines; returns at once."""
+        if not self._opened:
+            await asyncio.to_thread(self.open)
         self.ledger.start()
+        self.key_watch.start()
         self.watch.start()
         self.host_watch.start()
         self.health.start()
@@ -220,6 +245,7 @@ class Node:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
         await asyncio.gather(*(engine.stop(_ENGINE_STOP_S) for engine in self.engines.values()))
+        await self.key_watch.stop()
         await self.health.stop()
         await self.gate.aclose()
         await self.usage.close()
@@ -363,12 +389,20 @@ class Node:
             clock=time.monotonic,
         )
 
+    def _on_keys(self, stored: tuple[StoredKey, ...] | None) -> None:
+        self.keyring.replace(self.settings.keys, stored)
+        try:
+            check_keys(self.settings.listen.host, self.settings.keys, self.key_watch.latest, wall_us())
+        except SettingsError as error:
+            _log.error("%s", error.message)
+
     async def _probe(self, provider: str, timeout_s: float) -> tuple[str, ...]:
         return await self.gate.probe(provider, timeout_s=timeout_s)
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self.totals.add(outcome)
         self.metrics.add(outcome)
+        self.rates.settle(outcome)
         self.experience[outcome.model].learn(outcome)
         supervisor = self.engines.get(outcome.model)
         if supervisor is None:
@@ -412,7 +446,8 @@ class Node:
         )
 
 
-def _now_us() -> int:
+def wall_us() -> int:
+    """The wall clock, in UTC microseconds since 1970."""
     return time.time_ns() // 1000
 
 
@@ -465,20 +500,6 @@ def policy_for(settings: Settings) -> TargetsPolicy:
         tpot_budget_s=None if routing.tpot_budget_ms is None else routing.tpot_budget_ms / 1000,
     )
     return TargetsPolicy(OverflowPolicy(limits))
-
-
-def budget_of(settings: BudgetSettings) -> Budget:
-    """The settings' dollars as nano-dollars, rounded down."""
-    return Budget(
-        hour_nano_usd=_nano_usd(settings.hour_usd),
-        day_nano_usd=_nano_usd(settings.day_usd),
-        month_nano_usd=_nano_usd(settings.month_usd),
-    )
-
-
-def _nano_usd(usd: float | None) -> int | None:
-    # repr() gives the shortest decimal that is this float: the one that was written.
-    return None if usd is None else usd_to_nano(Decimal(repr(usd)))
 
 
 def served_models(settings: Settings, rename: Mapping[str, str]) -> dict[str, Model]:

@@ -7,7 +7,7 @@ which kind of backend it holds.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -31,7 +31,7 @@ class Call:
     taken out. `model` is the catalogue name the client asked for, and is what answers are labelled with.
     `include_usage` tells whether a stream ends in a usage frame. `max_output_tokens` is the effective cap per
     choice (the client's, or the default put in its place). `created_s` is Unix time, `tenant` the caller's name,
-    `budget` what its key may spend.
+    `budget` what its key may spend, `cache_salt` what keeps its prompts in the engine's prefix cache to itself.
     """
 
     request_id: str
@@ -44,6 +44,7 @@ class Call:
     created_s: int
     tenant: str
     budget: Budget = NO_BUDGET
+    cache_salt: str | None = field(default=None, repr=False)
 
     @property
     def response_id(self) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from node import __version__, calibrate, ledger_command, usage_command
+from node import __version__, calibrate, keys_command, ledger_command, usage_command
 from node.errors import SettingsError, SpillwayError
-from node.settings import Settings, is_loopback, load_settings
+from node.settings import Settings, load_settings
 from node.simulate import command as simulator
 from node.store_place import place_for
 
@@ -34,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
             from node.doctor import examine
 
             return examine(settings, configured=path is not None)
+        if options.command == "keys":
+            return keys_command.run(options, settings, emulated=path is None and not settings.providers)
         if options.command == "calibrate":
             return calibrate.run(options, settings)
         if options.command == "usage":
@@ -85,11 +87,6 @@ def _overridden(settings: Settings, options: argparse.Namespace) -> Settings:
         listen = msgspec.structs.replace(listen, port=options.port)
     if options.model:
         settings = msgspec.structs.replace(settings, models=tuple(options.model))
-    if not settings.keys and not is_loopback(listen.host):
-        raise SettingsError(
-            f"--host {listen.host}: reachable from other machines, and no key is configured. "
-            "Set SPILLWAY_API_KEY (or `keys:` in spillway.yaml), or listen on 127.0.0.1"
-        )
     return msgspec.structs.replace(settings, listen=listen)
 
 
@@ -133,6 +130,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Look at GPU, vLLM, models, providers and storage; one line each, with the remedy where "
         "something is wrong. Exit code 1 if the node could not serve.",
     )
+
+    def add_config(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--config", type=Path, metavar="FILE", help="settings (default: ./spillway.yaml if there)")
+
+    keys_command.add_command(commands, add_config)
     for command in (
         serve,
         doctor,
@@ -140,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         usage_command.add_command(commands),
         ledger_command.add_command(commands),
     ):
-        command.add_argument("--config", type=Path, metavar="FILE", help="settings (default: ./spillway.yaml if there)")
+        add_config(command)
     simulator.add_commands(commands)
     return parser
 

@@ -22,6 +22,8 @@
     │       ├── BudgetSpent         429  a budget has too little left
     │       └── LedgerUnavailable   503  what it costs cannot be written down
     ├── RateLimited                 429  the key's requests or tokens per minute are used up
+    │   └── MoreThanAMinute         429  it asks for more tokens than the key has in a whole minute
+    ├── KeysUnavailable             503  the keys cannot be read, so nobody unknown is let in
     ├── TooManyConnections          503  the node holds as many as it may
     ├── ShuttingDown                503  the node ends: the request came too late, or took longer than the grace
     ├── HostExhausted               503  memory or file descriptors are used up
@@ -192,10 +194,10 @@ class AuthenticationFailed(InvalidRequest):
 
 
 class PermissionDenied(InvalidRequest):
-    """The key is good, but not for this."""
+    """The key is good, but not for this model. The code is OpenAI's."""
 
     status = 403
-    code = "permission_denied"
+    code = "model_not_found"
 
 
 class PrivateNotServable(InvalidRequest):
@@ -252,6 +254,19 @@ class RateLimited(SpillwayError):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class MoreThanAMinute(RateLimited):
+    """The request alone asks for more tokens than the key may use in a minute."""
+
+    should_retry = False
+
+
+class KeysUnavailable(SpillwayError):
+    """The database of keys cannot be read, and the key is not one that the node knows already."""
+
+    status = 503
+    code = "keys_unavailable"
 
 
 class TooManyConnections(SpillwayError):

@@ -22,6 +22,7 @@ from node.app import (
     provider_configs,
     provider_state,
     served_models,
+    wall_us,
 )
 from node.catalogue import Model
 from node.cloud.config import ProviderConfig
@@ -30,6 +31,7 @@ from node.dispatch.dispatcher import ServedModel
 from node.dispatch.providers import ProviderState
 from node.dispatch.standing import OPERATOR
 from node.errors import SettingsError
+from node.key_watch import Reading, check_keys
 from node.settings import Section, Settings
 
 _log = logging.getLogger("spillway")
@@ -44,6 +46,7 @@ class Plan:
     """All that a reload puts in place, checked. `fixed` names what was changed and waits for a restart."""
 
     settings: Settings
+    keys: Reading
     models: dict[str, Model]
     providers: list[ProviderConfig]
     gate: EgressGate
@@ -107,6 +110,8 @@ class Reloader:
         node, wanted = self._node, self._load()
         settings = msgspec.structs.replace(wanted, **{name: getattr(node.settings, name) for name in _FIXED})
         fixed = [key for name in _FIXED for key in _changed(name, getattr(node.settings, name), getattr(wanted, name))]
+        keys = node.key_watch.read()
+        check_keys(settings.listen.host, settings.keys, keys, wall_us())
         models = served_models(settings, node.rename)
         for name, model in models.items():
             running = node.models[name].local
@@ -115,7 +120,12 @@ class Reloader:
                 models[name] = replace(model, local=running)
         providers = provider_configs(settings, node.environ)
         return Plan(
-            settings=settings, models=models, providers=providers, gate=EgressGate(providers), fixed=tuple(fixed)
+            settings=settings,
+            keys=keys,
+            models=models,
+            providers=providers,
+            gate=EgressGate(providers),
+            fixed=tuple(fixed),
         )
 
     def _exchange(self, plan: Plan) -> None:
@@ -123,7 +133,8 @@ class Reloader:
         node = self._node
         old_gate, node.gate = node.gate, plan.gate
         node.settings, node.models = plan.settings, plan.models
-        node.keyring.replace(plan.settings.keys)
+        node.key_watch.take_up(plan.keys)
+        node.keyring.replace(plan.settings.keys, plan.keys.stored)
         node.host.max_rss_bytes = plan.settings.host.max_rss_bytes
         for policy in node.policies.values():
             policy.policy = policy_for(plan.settings)

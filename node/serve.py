@@ -66,6 +66,7 @@ def serve(settings: Settings, *, load: Load, where: str | None) -> None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spillway-")))
             os.environ.update(logs.for_the_engine(folder, os.environ))
             node = Node(settings, rename={HOLYSHEEP: EMULATED} if emulated else {})
+            node.open()
             logs.say(_banner(node, listener, admin_listener, emulated=emulated))
             uvloop.run(_run(node, listener, admin_listener, load, where))
     finally:
@@ -218,6 +219,8 @@ def _banner(node: Node, listener: socket.socket, admin_listener: socket.socket, 
             "  NO PROVIDER KEY: the cloud is a local emulator. Its answers are made up; nothing leaves this machine.",
             "  Set HOLYSHEEP_API_KEY, or write a spillway.yaml, for the real one.",
         ]
-    if not node.settings.keys:
+    if node.keyring.is_open:
         lines.append("  No keys configured: open to every process on this machine, and to nobody else.")
+    elif node.key_watch.latest.stored is None:
+        lines.append("  The database cannot be read: of the keys, only those in the settings are known.")
     return "\n".join(lines)

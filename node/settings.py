@@ -20,6 +20,7 @@ from node.yaml_files import read_mapping
 PositiveInt = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0, le=1e12)]
 Fraction = Annotated[float, Meta(gt=0, le=1)]
+LEAST_PRIORITY, MOST_PRIORITY = -100, 100
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,11 +71,22 @@ class StoreSettings(Section, frozen=True, kw_only=True):
 
 
 class KeySettings(Section, frozen=True, kw_only=True):
-    """One caller. `sha256` is the hex digest of its key; the key itself is never written down."""
+    """One caller. `sha256` is the hex digest of its key; the key itself is never written down.
+
+    `models`: the ones it may use (null: all). `requests_per_minute`, `tokens_per_minute`: more get a 429 (null: no
+    limit). `priority`: higher goes first among those who wait. `ttft_budget_ms`: the time to first token where a
+    request names none (null: that of `routing`). Keys can also be made with `spillway keys`: docs/keys.md.
+    """
 
     name: Annotated[str, Meta(min_length=1, max_length=64)]
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
     residency: Residency = Residency.ANY
+    models: tuple[str, ...] | None = None
+    budget: BudgetSettings = BudgetSettings()
+    requests_per_minute: PositiveInt | None = None
+    tokens_per_minute: PositiveInt | None = None
+    priority: Annotated[int, Meta(ge=LEAST_PRIORITY, le=MOST_PRIORITY)] = 0
+    ttft_budget_ms: PositiveFloat | None = None
 
 
 class Clocks(Section, frozen=True, kw_only=True):
@@ -372,24 +384,23 @@ def _with_entry_named(path: str, document: Mapping[str, Any]) -> str:
 
 def _check(settings: Settings, path: Path | None) -> None:
     where = path or "environment"
-    if not settings.keys and not is_loopback(settings.listen.host):
-        raise SettingsError(
-            f"{where}: listen.host: {settings.listen.host} is reachable from other machines and no key is "
-            "configured. Set SPILLWAY_API_KEY (or `keys:`), or listen on 127.0.0.1"
-        )
     if not is_loopback(settings.admin.host):
         raise SettingsError(
             f"{where}: admin.host: {settings.admin.host} is reachable from other machines, and the admin API is for "
             "this one. Use 127.0.0.1, and reach it from elsewhere through SSH"
         )
-    names = [key.name for key in settings.keys]
-    for name in names:
-        if names.count(name) > 1:
-            raise SettingsError(f"{where}: keys: the name {name!r} is there twice")
+    names: dict[str, str] = {}
+    for key in settings.keys:
+        if key.name in names.values():
+            raise SettingsError(f"{where}: keys: the name {key.name!r} is there twice")
+        if key.sha256 in names:
+            raise SettingsError(f"{where}: keys: {key.name!r} has the same key as {names[key.sha256]!r}")
+        names[key.sha256] = key.name
     named = [(f"privacy.pinned_models[{index}]", model) for index, model in enumerate(settings.privacy.pinned_models)]
-    for key, model in (*named, *((f"engine.{model}", model) for model in settings.engine)):
+    named += [(f"keys: {key.name!r}: models", model) for key in settings.keys for model in key.models or ()]
+    for what, model in (*named, *((f"engine.{model}", model) for model in settings.engine)):
         if model not in settings.models:
-            raise SettingsError(f"{where}: {key}: {model!r} is not in `models`")
+            raise SettingsError(f"{where}: {what}: {model!r} is not in `models`")
 
 
 def admin_port(settings: Settings) -> int:

@@ -12,12 +12,14 @@ from tests.dispatch.virtual_time import in_virtual_time, now_s
 
 ROOT = Path(node.__file__).parent
 
-# What the wall clock is for: the date in an answer, a `Retry-After` that is a date, and the emulator's made-up bill.
+# What the wall clock is for: the date in an answer, a `Retry-After` that is a date, when a key was made or ends,
+# and the emulator's made-up bill.
 DATES = {
     "api/features.py",
     "app.py",
     "cloud/gate.py",
     "calibrate.py",
+    "keys_command.py",
     "usage_command.py",
     "store/ledger.py",
     "simulate/command.py",

@@ -185,11 +185,19 @@ def test_known_key_goes_to_the_known_address_written_out(write: Write) -> None:
     assert load_settings(path, {}).providers["openai"].api_key_env == "OPENAI_API_KEY"
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "node.example", "localhost.example"])
-def test_listening_to_other_machines_without_a_key_is_refused(host: str) -> None:
-    with pytest.raises(SettingsError, match=r"listen\.host.*SPILLWAY_API_KEY"):
-        load_settings(None, {"SPILLWAY_HOST": host})
-    assert load_settings(None, {"SPILLWAY_HOST": host, "SPILLWAY_API_KEY": "k"}).listen.host == host
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (f"[{{name: a, sha256: '{'0' * 64}'}}, {{name: b, sha256: '{'0' * 64}'}}]", "'b' has the same key as 'a'"),
+        (f"[{{name: a, sha256: '{'0' * 64}', models: [other]}}]", "keys: 'a': models: 'other' is not in `models`"),
+        (f"[{{name: a, sha256: '{'0' * 64}', priority: 101}}]", "priority"),
+        (f"[{{name: a, sha256: '{'0' * 64}', requests_per_minute: 0}}]", "requests_per_minute"),
+    ],
+)
+def test_key_with_rights_that_make_no_sense_is_refused(write: Write, keys: str, said: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(write(f"keys: {keys}"), {})
+    assert said in refused.value.message
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])

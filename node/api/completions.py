@@ -16,6 +16,7 @@ from node.api.body import check_content_type, parse_json
 from node.api.connection import connection_of
 from node.api.door import Door, Guest
 from node.api.features import Admitted, admit
+from node.api.rates import RateLimits
 from node.api.reader import ClientGone, read_body
 from node.api.responses import HeaderList, Outgoing, break_off, send_document, send_error, send_stream
 from node.api.schema import ParsedRequest
@@ -29,6 +30,8 @@ from node.dispatch.sharing import SharedAnswer, Sharing
 from node.errors import (
     HostExhausted,
     HostStrained,
+    PermissionDenied,
+    RateLimited,
     RequestTimeout,
     RequestTooLarge,
     ShuttingDown,
@@ -50,6 +53,7 @@ class Parts:
 
     settings: Callable[[], Settings]
     keyring: Keyring
+    rates: RateLimits
     door: Door
     dispatcher: Dispatcher
     sharing: Sharing
@@ -76,24 +80,26 @@ class CompletionsEndpoint:
         try:
             try:
                 with self._parts.door.through() as guest:
-                    admitted, ignored = await self._admit(scope, receive, guest, request_id, arrived_s)
+                    admitted, ignored = await self._admit(scope, receive, guest, request_id, arrived_s, outgoing)
                     streams, read = admitted.call.stream, True
                     async with connection_of(scope).while_there():
                         await self._serve(admitted, ignored, outgoing)
             except SpillwayError as error:
                 if not outgoing.started:
-                    await send_error(send, error, request_id, unread=None if read else _rest(error, receive))
+                    await send_error(outgoing, error, request_id, unread=None if read else _rest(error, receive))
                 elif streams and not outgoing.ended:
                     await break_off(send, error)
         except ClientGone:
             return
 
     async def _admit(
-        self, scope: Scope, receive: Receive, guest: Guest, request_id: str, arrived_s: float
+        self, scope: Scope, receive: Receive, guest: Guest, request_id: str, arrived_s: float, outgoing: Outgoing
     ) -> tuple[Admitted, tuple[str, ...]]:
         parts, headers = self._parts, scope["headers"]
         settings = parts.settings()  # once: a reload in the middle of a request is for the next
         caller = parts.keyring.authenticate(headers)
+        if caller.is_limited:
+            outgoing.more_headers = lambda: parts.rates.headers(caller)
         check_content_type(headers)
         body = await read_body(receive, headers, settings.api.max_body_bytes, guest.hold)
         document = parse_json(body)
@@ -101,6 +107,10 @@ class CompletionsEndpoint:
         vocabulary_size = parts.vocabulary_size(model) if isinstance(model, str) else None
         parsed = self._parse(document, headers, strict=settings.api.strict, vocab_size=vocabulary_size)
         parts.dispatcher.model(parsed.model)
+        if not caller.may_use(parsed.model):
+            raise PermissionDenied(
+                f"The key of `{caller.tenant}` does not have access to the model `{parsed.model}`.", param="model"
+            )
         admitted = admit(
             parsed,
             caller,
@@ -110,6 +120,12 @@ class CompletionsEndpoint:
             arrived_s=arrived_s,
             stay_with=parts.conversations.backend_for(caller.tenant, parsed.model, parsed.body),
         )
+        if caller.is_limited:
+            try:
+                parts.rates.take(caller, admitted.features)
+            except RateLimited as refusal:
+                parts.door.count(refusal)
+                raise
         return admitted, parsed.ignored
 
     async def _serve(self, admitted: Admitted, ignored: tuple[str, ...], send: Send) -> None:

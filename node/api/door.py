@@ -41,7 +41,7 @@ class Door:
         self.closed = True
 
     def count(self, refusal: SpillwayError) -> None:
-        """Note a refusal from before the door: of a connection, or of what is not yet a request."""
+        """Note a refusal that no outcome tells of: of a connection, of what is not yet a request, by a rate limit."""
         code = refusal.code or "invalid_request"
         self.turned_away[code] = self.turned_away.get(code, 0) + 1
 

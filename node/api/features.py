@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from node.api.auth import Caller
 from node.api.schema import ParsedRequest
 from node.backend import Call
+from node.caller import Caller
 from node.dispatch.experience import Experience
 from node.routing.values import Features, Residency
 from node.settings import Settings
@@ -37,7 +37,7 @@ def admit(
     arrived_s: float,
     stay_with: str | None = None,
 ) -> Admitted:
-    """The call and its features. Pins of key, model, settings and request are OR-ed; settings give default budgets.
+    """The call and its features. Pins of key, model, settings and request are OR-ed; key, then settings, give defaults.
 
     `stay_with` names the backend in the middle of whose tool call the request comes.
     """
@@ -54,6 +54,8 @@ def admit(
         latency_budget_s = routing.latency_budget_ms / 1000
     ttft_budget_s = wishes.ttft_budget_s
     if ttft_budget_s is None:
+        ttft_budget_s = caller.ttft_budget_s
+    if ttft_budget_s is None:
         ttft_budget_s = routing.ttft_budget_ms / 1000
     if wishes.latency_budget_s is not None:
         ttft_budget_s = min(ttft_budget_s, wishes.latency_budget_s)
@@ -68,6 +70,8 @@ def admit(
         max_output_tokens=max_output_tokens,
         created_s=int(time.time()),
         tenant=caller.tenant,
+        budget=caller.budget,
+        cache_salt=caller.cache_salt,
     )
     prompt_tokens = experience.prompt_tokens(parsed.prompt_bytes)
     features = Features(
@@ -94,5 +98,6 @@ def admit(
         output_tokens_estimate=experience.output_tokens(caller.tenant, max_output_tokens),
         stay_with=stay_with,
         asks_output=parsed.max_tokens is not None,
+        priority=caller.priority,
     )
     return Admitted(call, features, cacheable=parsed.deterministic if wishes.cache is None else wishes.cache)

@@ -71,16 +71,16 @@ def operator_router(parts: OperatorParts) -> APIRouter:
 
     @router.get("/v1/models", tags=["openai"])
     async def list_models(request: Request) -> Response:
-        """The models this node serves."""
-        parts.keyring.authenticate(request.headers.raw)
-        return _json(parts.models())
+        """The models this node serves, as far as the key is good for them."""
+        caller, document = parts.keyring.authenticate(request.headers.raw), parts.models()
+        return _json({**document, "data": [each for each in document["data"] if caller.may_use(each["id"])]})
 
     @router.get("/v1/models/{model:path}", tags=["openai"])
     async def retrieve_model(request: Request, model: str) -> Response:
         """One of the models this node serves."""
-        parts.keyring.authenticate(request.headers.raw)
+        caller = parts.keyring.authenticate(request.headers.raw)
         for entry in parts.models()["data"]:
-            if entry["id"] == model:
+            if entry["id"] == model and caller.may_use(model):
                 return _json(entry)
         raise ModelNotFound(f"The model `{model}` does not exist on this node.", param="model")
 

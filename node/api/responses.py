@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from typing import Any
 
 from starlette.types import Send
@@ -56,18 +56,21 @@ async def break_off(send: Send, error: SpillwayError) -> None:
 
 
 class Outgoing:
-    """`send`, and how far the answer has got."""
+    """`send`, and how far the answer has got. `more_headers` is asked when it begins."""
 
-    __slots__ = ("_send", "ended", "started")
+    __slots__ = ("_send", "ended", "more_headers", "started")
 
     def __init__(self, send: Send) -> None:
         self._send = send
+        self.more_headers: Callable[[], HeaderList] | None = None
         self.started = False
         self.ended = False
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         """Send; what was begun counts as begun even where sending is interrupted."""
         self.started = True
+        if self.more_headers is not None and message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *self.more_headers()]
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self.ended = True
         await self._send(message)

@@ -83,6 +83,7 @@ class Journey:
             foreseen=tuple(foreseen),
             may_leave=features.may_leave,
             was_kept=decision is not None and decision.was_kept,
+            most_tokens=features.most_tokens,
         )
 
 

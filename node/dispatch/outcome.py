@@ -41,7 +41,7 @@ class Outcome:
     engine was predicted to take from the decision on; `foreseen` compares that, and what was predicted while the
     request waited, with what came. `may_leave` is false for a pinned request; `was_kept` says that it had stayed here
     past its last safe moment. `reference_nano_usd` is what the same tokens cost at list price, None where no list price
-    is known.
+    is known. `most_tokens` is what the request was thought to come to at most.
     """
 
     request_id: str
@@ -67,3 +67,4 @@ class Outcome:
     foreseen: tuple[Foreseen, ...] = ()
     may_leave: bool = True
     was_kept: bool = False
+    most_tokens: int = 0

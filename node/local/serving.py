@@ -71,12 +71,16 @@ class Serving:
         fields["stop"] = [stop] if isinstance(stop := fields.get("stop", []), str) else list(stop)
         fields |= {"request_id": call.request_id, "stream": call.stream}
         fields.setdefault("max_tokens", None)  # a completion's own default is 16
+        if call.cache_salt is not None:
+            fields["cache_salt"] = call.cache_salt
         return self._prototypes[call.kind].model_copy(update=fields)
 
     def _checked_request(self, call: Call, tally: Tally) -> Any:
         # vLLM rewrites messages in place, and the body may yet be sent elsewhere.
         body = {key: copy.deepcopy(value) for key, value in call.body.items() if key not in _NODE_FIELDS}
         body["request_id"] = call.request_id
+        if call.cache_salt is not None:
+            body["cache_salt"] = call.cache_salt
         if call.model in self._models.lora_requests:
             body["model"] = call.model
         if call.stream:

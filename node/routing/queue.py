@@ -17,6 +17,7 @@ from node.routing.values import Features, Leaver, QueueLoad
 
 _BUCKET = 64
 _LETS_PASS_S = 30.0
+_PRIORITIES = 1000  # more than there are
 _FEW = 64  # outdated entries that are not worth clearing away
 
 Rank = tuple[int, float, float, float, str]
@@ -42,7 +43,8 @@ class Waiter:
 
     @property
     def rank(self) -> Rank:
-        """Those who cannot leave first, then those who stay; among equals as due, then by deadline, then by arrival.
+        """Those who cannot leave first, then those who stay; among equals a higher priority first, then as due, then by
+        deadline, then by arrival.
 
         Of those who cannot leave (for now, where the cloud is away), the late ones let those pass who can still be in
         time, but nobody for longer than `_LETS_PASS_S`: in an overload as few as possible are late, and the late ones
@@ -54,7 +56,7 @@ class Waiter:
         due_s = self.due_s if self.due_s > deadline_s else deadline_s
         if self.late:
             due_s += _LETS_PASS_S
-        return (order, due_s, deadline_s, features.arrived_s, features.request_id)
+        return (order * _PRIORITIES - features.priority, due_s, deadline_s, features.arrived_s, features.request_id)
 
 
 class _Bucket:

@@ -113,8 +113,9 @@ class Features:
     one choice is expected to generate. `max_output_tokens` is the effective cap for one choice; `asks_output` says that
     the client set it, and means to have as many. Budgets run from `arrived_s`. `give_up_s` is the latest time at which
     the node still starts the request: the client's own budget if it set one, else the settings' patience. `stay_with`
-    names the backend that answered this conversation's open tool call. `uncached_tokens_estimate` are the prompt tokens
-    the engine is expected to compute, at least one; `may_leave` says whether its residency lets it leave the premises.
+    names the backend that answered this conversation's open tool call. Among those who wait, pinned or not, a higher
+    `priority` goes first. `uncached_tokens_estimate` are the prompt tokens the engine is expected to compute, at least
+    one; `may_leave` says whether its residency lets it leave the premises.
     """
 
     request_id: str
@@ -137,6 +138,7 @@ class Features:
     output_tokens_estimate: float = 256.0
     stay_with: str | None = None
     asks_output: bool = False
+    priority: int = 0
 
     uncached_tokens_estimate: int = field(init=False)
     may_leave: bool = field(init=False)
@@ -147,6 +149,11 @@ class Features:
             self, "uncached_tokens_estimate", max(1, self.prompt_tokens_estimate - self.cached_tokens_estimate)
         )
         object.__setattr__(self, "may_leave", self.residency is Residency.ANY)
+
+    @property
+    def most_tokens(self) -> int:
+        """What it may come to: the prompt as expected, and all of the output."""
+        return self.prompt_tokens_estimate + self.max_output_tokens * self.choices
 
 
 @value(frozen=True, slots=True, kw_only=True)

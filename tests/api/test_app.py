@@ -24,6 +24,7 @@ def _parts() -> Parts:
     return Parts(
         settings=broken,
         keyring=broken,
+        rates=broken,
         door=Door(strain=Strain, max_bytes=lambda: 1000),
         dispatcher=broken,
         sharing=broken,

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from node.api.auth import Caller
 from node.api.features import Admitted, admit
 from node.api.schema import ParsedRequest
 from node.api.wishes import RoutingWishes
 from node.backend import Kind
+from node.caller import Caller
 from node.dispatch.experience import Experience
+from node.money import Budget
 from node.routing.values import Capability, Residency
 from node.settings import ApiSettings, PrivacySettings, RoutingSettings, Settings
 
@@ -133,6 +134,16 @@ def test_routing_is_told_what_earlier_answers_of_the_caller_taught() -> None:
 @pytest.mark.parametrize("backend", [None, "local", "holysheep"])
 def test_conversation_in_the_middle_of_a_tool_call_says_where_it_is(backend: str | None) -> None:
     assert admitted(stay_with=backend).features.stay_with == backend
+
+
+def test_key_says_what_may_be_spent_how_urgent_it_is_and_what_it_is_promised() -> None:
+    caller = Caller("team", budget=Budget(day_nano_usd=5), priority=7, ttft_budget_s=0.5, cache_salt="salt")
+    result = admitted(caller=caller)
+    assert (result.call.budget, result.call.cache_salt) == (caller.budget, "salt")
+    assert (result.features.priority, result.features.ttft_budget_s) == (7, 0.5)
+    assert result.features.give_up_s == 1060.0  # a key's promise is a default, not a client's wish
+    assert admitted(wishing(ttft_budget_s=3.0), caller).features.ttft_budget_s == 3.0
+    assert "salt" not in repr(result.call)
 
 
 def test_call_says_who_asked_for_what() -> None:

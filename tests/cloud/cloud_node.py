@@ -160,7 +160,9 @@ async def cloud_node(
             providers=providers,
             routing=RoutingSettings(ttft_budget_ms=BUDGET_MS),
         )
-        node = _Node(settings, {"PROVIDER_KEY": KEY})
+        node = _Node(settings, {"PROVIDER_KEY": KEY, "SPILLWAY_DATA": str(folder / "data")})
+        await asyncio.to_thread(node.open)
+        node.ledger.start()
         stack.push_async_callback(node.stop)
         transport = httpx.ASGITransport(app=_connected(node.asgi()))
         client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://node"))

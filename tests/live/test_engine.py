@@ -330,6 +330,30 @@ async def test_prompt_asked_again_comes_from_the_prefix_cache(backend: LocalBack
         assert 0 < second[-1].usage.cached_tokens < second[-1].usage.prompt_tokens
 
 
+@pytest.mark.parametrize("more", [{}, {"logprobs": 1}], ids=["lean path", "serving objects"])
+@pytest.mark.parametrize("kind", Kind)
+async def test_tenants_do_not_see_in_the_prefix_cache_what_others_have_asked(
+    backend: LocalBackend, kind: Kind, more: dict[str, Any]
+) -> None:
+    text = f"{kind} {sorted(more)}: who has asked this before, and what did it cost them in the cloud? " * 12
+    if kind is Kind.CHAT:
+        call = chat(messages=[{"role": "user", "content": text}], **dict.fromkeys(more, True))
+    else:
+        call = completion(prompt=text, **more)
+
+    async def cached_tokens(salt: str | None) -> int:
+        asked = replace(call, request_id=f"salted{next(_numbers)}", cache_salt=salt)
+        usage = (await gather(backend.open(asked)))[-1].usage
+        assert usage is not None
+        return usage.cached_tokens
+
+    assert await cached_tokens("a" * 64) == 0
+    assert await cached_tokens("b" * 64) == 0
+    assert await cached_tokens(None) == 0
+    assert await cached_tokens("a" * 64) > 0
+    assert await cached_tokens("b" * 64) > 0
+
+
 async def test_queued_prompt_tokens_are_those_the_engine_counts(engine: LocalEngine, backend: LocalBackend) -> None:
     seen: list[tuple[int, int]] = []
 

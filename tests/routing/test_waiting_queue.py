@@ -28,6 +28,20 @@ def test_pinned_go_first_then_the_earliest_deadline_then_the_first_to_come() -> 
     assert order(queue) == ["pinned", "came first", "came second", "late deadline"]
 
 
+def test_higher_priority_goes_first_among_those_alike_but_never_before_who_cannot_leave() -> None:
+    def of(priority: int, request: Features) -> Features:
+        return replace(request, priority=priority)
+
+    queue = WaitingQueue()
+    queue.add(Waiter(of(0, named("usual")), 0.0))
+    queue.add(Waiter(of(100, named("urgent", arrived_s=1001.0)), 0.0))
+    queue.add(Waiter(of(-100, named("idle", ttft_budget_s=0.1)), 0.0))
+    queue.add(Waiter(of(0, named("kept")), 0.0, kept=True))
+    queue.add(Waiter(of(-100, named("pinned", PINNED)), 0.0))
+    queue.add(Waiter(of(5, named("pinned urgent", PINNED, arrived_s=1001.0)), 0.0))
+    assert order(queue) == ["pinned urgent", "pinned", "kept", "urgent", "usual", "idle"]
+
+
 def test_those_whose_time_has_come_are_told_earliest_first() -> None:
     queue = WaitingQueue()
     for name, leave_at_s in (("b", 2.0), ("a", 1.0), ("c", 3.0)):
