@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from node import __version__, calibrate
+from node.audit import command as auditor
 from node.errors import SettingsError, SpillwayError
 from node.settings import Settings, is_loopback, load_settings
 from node.simulate import command as simulator
@@ -33,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
             return examine(settings, configured=path is not None)
         if options.command == "calibrate":
             return calibrate.run(options, settings)
+        if options.command == "audit":
+            return auditor.run(options, settings, emulated=path is None and not settings.providers)
         settings = _overridden(settings, options)
         # Importing the server takes a second; a mistake in the settings is told before that.
         from node.serve import serve
@@ -126,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Look at GPU, vLLM, models, providers and storage; one line each, with the remedy where "
         "something is wrong. Exit code 1 if the node could not serve.",
     )
-    for command in (serve, doctor, calibrate.add_command(commands)):
+    for command in (serve, doctor, calibrate.add_command(commands), *auditor.add_command(commands)):
         command.add_argument("--config", type=Path, metavar="FILE", help="settings (default: ./spillway.yaml if there)")
     simulator.add_commands(commands)
     return parser
