@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from node.money import Price
 from node.routing.profile import StepModel
@@ -53,6 +54,10 @@ class EngineState(StrEnum):
     ASLEEP = "asleep"
 
 
+CONTENT: Final = "content:"
+"""How `Features.pinned_by` begins where a content rule pinned the request; the rule's name follows."""
+
+
 class Target(StrEnum):
     """What a decision says to do."""
 
@@ -69,6 +74,7 @@ class Reason(StrEnum):
     # served on the premises
     WITHIN_BUDGET = "within_budget"
     PINNED = "pinned"
+    CONTENT_RULE = "content_rule"
     SLOT_OPENED = "slot_opened"
     PREFERS_LOCAL = "prefers_local"
     LOCAL_ONLY_FEATURE = "local_only_feature"
@@ -113,7 +119,8 @@ class Features:
     the client set it, and means to have as many. Budgets run from `arrived_s`. `give_up_s` is the latest time at which
     the node still starts the request: the client's own budget if it set one, else the settings' patience. `stay_with`
     names the backend that answered this conversation's open tool call. `uncached_tokens_estimate` are the prompt tokens
-    the engine is expected to compute, at least one; `may_leave` says whether its residency lets it leave the premises.
+    the engine is expected to compute, at least one; `may_leave` says whether its residency lets it leave the premises,
+    and `pinned_by` who said that it may not: ``settings``, ``key``, ``model``, ``request`` or ``content:<rule>``.
     """
 
     request_id: str
@@ -136,6 +143,7 @@ class Features:
     output_tokens_estimate: float = 256.0
     stay_with: str | None = None
     asks_output: bool = False
+    pinned_by: str | None = None
 
     uncached_tokens_estimate: int = field(init=False)
     may_leave: bool = field(init=False)
