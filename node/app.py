@@ -24,6 +24,7 @@ from node.api.completions import Parts
 from node.api.door import Door
 from node.api.operator import OperatorParts, operator_router
 from node.api.rates import RateLimits
+from node.audit.refusals import refusal_row
 from node.caller import budget_of
 from node.catalogue import LocalModel, Model
 from node.catalogue_files import default_models_dir, load_catalogue, with_engine_args
@@ -404,6 +405,8 @@ class Node:
         self.metrics.add(outcome)
         self.rates.settle(outcome)
         self.experience[outcome.model].learn(outcome)
+        if (refusal := refusal_row(outcome, node=self.ledger.node, at_us=wall_us())) is not None:
+            self.ledger.audit(refusal)
         supervisor = self.engines.get(outcome.model)
         if supervisor is None:
             return

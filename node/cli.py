@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from node import __version__, calibrate, keys_command, ledger_command, usage_command
+from node.audit import command as auditor
 from node.errors import SettingsError, SpillwayError
 from node.settings import Settings, load_settings
 from node.simulate import command as simulator
@@ -42,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
             return usage_command.run(options, settings, configured=path is not None)
         if options.command == "ledger":
             return ledger_command.run(options, settings, configured=path is not None)
+        if options.command == "audit":
+            return auditor.run(options, settings, emulated=path is None and not settings.providers)
         settings = _overridden(settings, options)
         # Importing the server takes a second; a mistake in the settings is told before that.
         from node.serve import serve
@@ -141,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         calibrate.add_command(commands),
         usage_command.add_command(commands),
         ledger_command.add_command(commands),
+        *auditor.add_command(commands),
     ):
         add_config(command)
     simulator.add_commands(commands)

@@ -45,6 +45,7 @@
     │       ├── UpstreamQuota       503  the provider wants money
     │       ├── UpstreamAuth        502  the provider refuses our key
     │       └── UpstreamRejected    502  the provider refuses the request itself
+    ├── EgressRefused               never on the wire: the gate stopped a bug of the node's, noted in its Outcome
     └── SettingsError               never on the wire: a bad setting, named by its key
 
 `render()` is the only place that turns one into an OpenAI error body and headers.
@@ -296,6 +297,12 @@ class HostStrained(SpillwayError):
     status = 429
     type = "rate_limit_error"
     code = "host_strained"
+
+
+class EgressRefused(SpillwayError):
+    """Something in the node asked to send what the rules do not let out. The client meets it as any other bug."""
+
+    code = "egress_forbidden"
 
 
 class BackendError(SpillwayError):

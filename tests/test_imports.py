@@ -76,7 +76,10 @@ def test_nobody_connects_a_raw_socket() -> None:
         called = {
             each.func.attr
             for each in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(each, ast.Call) and isinstance(each.func, ast.Attribute)
+            if isinstance(each, ast.Call)
+            and isinstance(each.func, ast.Attribute)
+            # SQLAlchemy's: PostgreSQL is the operator's, and is told nothing of a prompt.
+            and not (module == "node.store.database" and ast.unparse(each.func) == "self.engine.connect")
         }
         assert called & calls == set(), module
 

@@ -9,7 +9,7 @@ from node.api.schema import ParsedRequest
 from node.backend import Call
 from node.caller import Caller
 from node.dispatch.experience import Experience
-from node.routing.values import Features, Residency
+from node.routing.values import CONTENT, Features, Residency
 from node.settings import Settings
 
 # What a chat template or a provider adds per prompt and per message, generously; part of the bound on money.
@@ -27,6 +27,20 @@ class Admitted:
     cacheable: bool
 
 
+def pin_of(parsed: ParsedRequest, caller: Caller, settings: Settings) -> str | None:
+    """Who pins the request to the premises, the first of settings, key, model and the request itself; None: nobody.
+
+    They are OR-ed: nothing that one says can loosen another.
+    """
+    if settings.privacy.residency is Residency.PREMISES:
+        return "settings"
+    if caller.residency is Residency.PREMISES:
+        return "key"
+    if parsed.model in settings.privacy.pinned_models:
+        return "model"
+    return "request" if parsed.wishes.require_local else None
+
+
 def admit(
     parsed: ParsedRequest,
     caller: Caller,
@@ -36,18 +50,15 @@ def admit(
     request_id: str,
     arrived_s: float,
     stay_with: str | None = None,
+    content_rule: str | None = None,
 ) -> Admitted:
-    """The call and its features. Pins of key, model, settings and request are OR-ed; key, then settings, give defaults.
+    """The call and its features. Key, then settings, give default budgets.
 
-    `stay_with` names the backend in the middle of whose tool call the request comes.
+    `stay_with` names the backend in the middle of whose tool call the request comes, `content_rule` the content rule
+    that it matches.
     """
     wishes, routing = parsed.wishes, settings.routing
-    pinned = (
-        wishes.require_local
-        or caller.residency is Residency.PREMISES
-        or settings.privacy.residency is Residency.PREMISES
-        or parsed.model in settings.privacy.pinned_models
-    )
+    pinned_by = pin_of(parsed, caller, settings) or (None if content_rule is None else CONTENT + content_rule)
     max_output_tokens = parsed.max_tokens if parsed.max_tokens is not None else settings.api.default_max_tokens
     latency_budget_s = wishes.latency_budget_s
     if latency_budget_s is None and routing.latency_budget_ms is not None:
@@ -77,7 +88,7 @@ def admit(
     features = Features(
         request_id=request_id,
         model=parsed.model,
-        residency=Residency.PREMISES if pinned else Residency.ANY,
+        residency=Residency.ANY if pinned_by is None else Residency.PREMISES,
         prompt_bytes=parsed.prompt_bytes,
         prompt_tokens_estimate=prompt_tokens,
         prompt_tokens_bound=parsed.prompt_bytes
@@ -99,5 +110,6 @@ def admit(
         stay_with=stay_with,
         asks_output=parsed.max_tokens is not None,
         priority=caller.priority,
+        pinned_by=pinned_by,
     )
     return Admitted(call, features, cacheable=parsed.deterministic if wishes.cache is None else wishes.cache)

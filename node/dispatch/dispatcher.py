@@ -16,7 +16,8 @@ from node.dispatch.journey import Journey, cancelled_by, check_output_length, en
 from node.dispatch.lane import Lane
 from node.dispatch.outcome import Ending, Outcome
 from node.dispatch.providers import Providers
-from node.errors import EngineDied, ModelNotFound, SpillwayError, Unaffordable, UpstreamTruncated
+from node.errors import EgressRefused, EngineDied, ModelNotFound, SpillwayError, Unaffordable, UpstreamTruncated
+from node.routing.permit import EgressForbidden
 from node.routing.policy import LOCAL
 from node.routing.retry_budget import RetryBudget
 from node.routing.values import Decision, EngineState, Features, Reason, Target
@@ -174,6 +175,9 @@ class Dispatcher:
                     return Answer(self, journey, attempt, head)
         except SpillwayError as error:
             ended, ending = error, ending_of(error)
+            raise
+        except EgressForbidden as error:
+            ended = EgressRefused(str(error))
             raise
         except asyncio.CancelledError as cancelled:
             ended = cancelled_by(cancelled)

@@ -21,7 +21,7 @@ from node.errors import (
     SpillwayError,
 )
 from node.money import Usage, nano_to_usd_text
-from node.routing.values import Decision, Features, Reason
+from node.routing.values import CONTENT, Decision, Features, Reason
 
 
 @dataclass(slots=True)
@@ -82,6 +82,7 @@ class Journey:
             choices=features.choices,
             foreseen=tuple(foreseen),
             may_leave=features.may_leave,
+            pinned_by=features.pinned_by,
             was_kept=decision is not None and decision.was_kept,
             most_tokens=features.most_tokens,
         )
@@ -136,8 +137,8 @@ def refusal(decision: Decision, journey: Journey, *, local_can: bool, busy: bool
     rule, features = decision.reason, journey.features
     if rule is Reason.PRIVATE_NOT_SERVABLE:
         return PrivateNotServable(
-            f"The request is pinned to the premises, and nothing on the premises can serve `{features.model}` "
-            f"with what it asks for{_listed(features)}.",
+            f"The request is pinned to the premises{_pinned_by(features)}, and nothing on the premises can serve "
+            f"`{features.model}` with what it asks for{_listed(features)}.",
             param="model",
             rule=rule,
         )
@@ -164,7 +165,7 @@ def refusal(decision: Decision, journey: Journey, *, local_can: bool, busy: bool
         )
     here = "the engine has no capacity for it" if local_can else "only the cloud can serve it"
     if rule is Reason.NO_PREMISES_CAPACITY:
-        why = "it is pinned to the premises, and the engine has no capacity for it"
+        why = f"it is pinned to the premises{_pinned_by(features)}, and the engine has no capacity for it"
     elif rule is Reason.COST_BUDGET:
         why = f"{here}, and the cloud could cost more than {_budget(features)}"
     elif rule is Reason.NO_CLOUD_EQUIVALENT:
@@ -173,6 +174,12 @@ def refusal(decision: Decision, journey: Journey, *, local_can: bool, busy: bool
         why = f"{here}, and {_NO_CLOUD.get(rule, 'it may not leave')}"
     error = RefusedBusy if busy and local_can else Refused
     return error(f"The request was refused: {why}.", rule=rule.value, retry_after_s=decision.retry_after_s)
+
+
+def _pinned_by(features: Features) -> str:
+    """Who pinned it, as an insertion; only a content rule is news to the client."""
+    by = features.pinned_by
+    return f" by the content rule `{by.removeprefix(CONTENT)}`" if by is not None and by.startswith(CONTENT) else ""
 
 
 def _no_equivalent(journey: Journey) -> str:

@@ -39,9 +39,10 @@ class Outcome:
     `backend` is ``local``, a provider's name, ``cache`` or None when nothing served it. `ttft_s` runs from arrival
     to the first content chunk and is None for answers that are not streamed. `predicted_ttft_s` is what the local
     engine was predicted to take from the decision on; `foreseen` compares that, and what was predicted while the
-    request waited, with what came. `may_leave` is false for a pinned request; `was_kept` says that it had stayed here
-    past its last safe moment. `reference_nano_usd` is what the same tokens cost at list price, None where no list price
-    is known. `most_tokens` is what the request was thought to come to at most.
+    request waited, with what came. `may_leave` is false for a pinned request, and `pinned_by` says who pinned it
+    (`Features`); `was_kept` says that it had stayed here past its last safe moment. `reference_nano_usd` is what the
+    same tokens cost at list price, None where no list price is known. `most_tokens` is what the request was thought to
+    come to at most.
     """
 
     request_id: str
@@ -68,3 +69,4 @@ class Outcome:
     may_leave: bool = True
     was_kept: bool = False
     most_tokens: int = 0
+    pinned_by: str | None = None

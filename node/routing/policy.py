@@ -18,6 +18,7 @@ from node.routing.frozen import value
 from node.routing.observer import doubted_s
 from node.routing.permit import worst_case_nano_usd
 from node.routing.values import (
+    CONTENT,
     CloudOption,
     Decision,
     EngineLoad,
@@ -369,12 +370,18 @@ def _choose_cloud(features: Features, options: tuple[CloudOption, ...]) -> _Clou
 def _local_reason(features: Features, snapshot: Snapshot, cloud: _Cloud) -> Reason:
     """Why a request that starts locally does."""
     if not features.may_leave:
-        return Reason.PINNED
+        return pinned_reason(features)
     if snapshot.queue.waited:
         return Reason.SLOT_OPENED
     if cloud.option is None and cloud.refused_by is None:
         return Reason.LOCAL_ONLY_FEATURE if snapshot.cloud else Reason.NO_CLOUD_EQUIVALENT
     return Reason.WITHIN_BUDGET
+
+
+def pinned_reason(features: Features) -> Reason:
+    """Why a request that cannot leave is served here."""
+    by_content = features.pinned_by is not None and features.pinned_by.startswith(CONTENT)
+    return Reason.CONTENT_RULE if by_content else Reason.PINNED
 
 
 def _refuse(rule: Reason, *, retry_after_s: float | None = None) -> Decision:

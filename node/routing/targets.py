@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from node.routing.policy import Policy
+from node.routing.policy import Policy, pinned_reason
 from node.routing.values import CloudOption, Decision, Features, Reason, Residency, Snapshot, Target, Zone
 
 
@@ -40,7 +40,7 @@ class TargetsPolicy(Policy):
         shown = _in_order(features, replace(snapshot, cloud=premises), now_s)
         decision = self.inner.decide(replace(features, residency=Residency.ANY), shown, now_s)
         if decision.target is Target.LOCAL:
-            return replace(decision, reason=Reason.PINNED)
+            return replace(decision, reason=pinned_reason(features))
         if decision.target is Target.REFUSE:
             return replace(decision, reason=_REFUSED_PINNED.get(decision.reason, decision.reason))
         return here if decision.target is Target.WAIT and here.target is Target.LOCAL else decision

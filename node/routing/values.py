@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from node.money import Price
 from node.routing.frozen import value
@@ -54,6 +55,10 @@ class EngineState(StrEnum):
     ASLEEP = "asleep"
 
 
+CONTENT: Final = "content:"
+"""How `Features.pinned_by` begins where a content rule pinned the request; the rule's name follows."""
+
+
 class Target(StrEnum):
     """What a decision says to do."""
 
@@ -70,6 +75,7 @@ class Reason(StrEnum):
     # served on the premises
     WITHIN_BUDGET = "within_budget"
     PINNED = "pinned"
+    CONTENT_RULE = "content_rule"
     SLOT_OPENED = "slot_opened"
     PREFERS_LOCAL = "prefers_local"
     LOCAL_ONLY_FEATURE = "local_only_feature"
@@ -115,7 +121,8 @@ class Features:
     the node still starts the request: the client's own budget if it set one, else the settings' patience. `stay_with`
     names the backend that answered this conversation's open tool call. Among those who wait, pinned or not, a higher
     `priority` goes first. `uncached_tokens_estimate` are the prompt tokens the engine is expected to compute, at least
-    one; `may_leave` says whether its residency lets it leave the premises.
+    one; `may_leave` says whether its residency lets it leave the premises, and `pinned_by` who said that it may not:
+    ``settings``, ``key``, ``model``, ``request`` or ``content:<rule>``.
     """
 
     request_id: str
@@ -139,6 +146,7 @@ class Features:
     stay_with: str | None = None
     asks_output: bool = False
     priority: int = 0
+    pinned_by: str | None = None
 
     uncached_tokens_estimate: int = field(init=False)
     may_leave: bool = field(init=False)

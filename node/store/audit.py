@@ -1,8 +1,9 @@
 """The audit chain: a row for everything that was let out, or refused to leave, each bound to the one before.
 
-The hash of a row is SHA-256 over the hash of the row before, as 64 hexadecimal digits, and the row's `canonical` form.
-The row before the first has the hash `GENESIS`. So a row that was changed, taken out or put in breaks every row after
-it; only a cut-off end does not, and for that the operator keeps the head (``spillway audit verify --expect``).
+The hash of a row is SHA-256 over the hash of the row before, as 64 hexadecimal digits, and the row itself: a JSON array
+of its fields in the order of the table, without blanks, in UTF-8. The row before the first has the hash `GENESIS`. So a
+row that was changed, taken out or put in breaks the chain; only a cut-off end does not, and for that the operator keeps
+the head (``spillway audit verify --expect``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ GENESIS: Final = "0" * 64
 
 _HEAD: Final = select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)
 _INSERT: Final = audit.insert()
+_FIELDS: Final = tuple(column.name for column in audit.columns if column.name not in ("seq", "hash"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,29 +57,14 @@ class Head:
         return f"{self.seq}:{self.hash}"
 
 
-def canonical(seq: int, row: AuditRow) -> bytes:
-    """The bytes of a row that are hashed: a JSON array without blanks, in UTF-8, fields in the order of the table."""
-    return msgspec.json.encode(
-        (
-            seq,
-            row.at_us,
-            row.node,
-            row.event.value,
-            row.request_id,
-            row.caller,
-            row.residency,
-            row.rule,
-            row.provider,
-            row.model,
-            row.prompt_bytes,
-            row.reserved_nano_usd,
-        )
-    )
-
-
 def chained(before: str, seq: int, row: AuditRow) -> str:
     """The hash of `row`, which follows the row of hash `before`."""
-    return hashlib.sha256(before.encode("ascii") + canonical(seq, row)).hexdigest()
+    return digest(before, (seq, *(getattr(row, name) for name in _FIELDS)))
+
+
+def digest(before: str, fields: Sequence[object]) -> str:
+    """The hash of a row of these `fields`, `seq` first, which follows the row of hash `before`."""
+    return hashlib.sha256(before.encode("ascii") + msgspec.json.encode(fields)).hexdigest()
 
 
 def head(connection: Connection) -> Head:
@@ -94,21 +81,5 @@ def append(connection: Connection, rows: Sequence[AuditRow]) -> None:
     inserted = []
     for row in rows:
         at = Head(at.seq + 1, chained(at.hash, at.seq + 1, row))
-        inserted.append(
-            {
-                "seq": at.seq,
-                "at_us": row.at_us,
-                "node": row.node,
-                "event": row.event.value,
-                "request_id": row.request_id,
-                "caller": row.caller,
-                "residency": row.residency,
-                "rule": row.rule,
-                "provider": row.provider,
-                "model": row.model,
-                "prompt_bytes": row.prompt_bytes,
-                "reserved_nano_usd": row.reserved_nano_usd,
-                "hash": at.hash,
-            }
-        )
+        inserted.append({name: getattr(row, name) for name in _FIELDS} | {"seq": at.seq, "hash": at.hash})
     connection.execute(_INSERT, inserted)

@@ -1,0 +1,1 @@
+"""The audit chain read: checked, handed out, and proved."""

@@ -1,0 +1,124 @@
+"""`spillway audit`: check the chain, hand it out, prove that what is pinned stays."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from node.errors import SettingsError
+from node.settings import Settings
+from node.store.audit import Head
+from node.store.database import Database, StoreUnavailable, data_folder, place_of
+from node.store.schema import AuditEvent
+
+_HEAD = re.compile(r"(?P<seq>[0-9]{1,18}):(?P<hash>[0-9a-f]{64})")
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> list[argparse.ArgumentParser]:
+    """Add ``audit`` and what it can do; returns those parsers, which all want ``--config``."""
+    audit = commands.add_parser(
+        "audit",
+        help="check the record of what left, and export it",
+        description="The audit chain has a row for everything that was let out, and for what was refused to leave. "
+        "See docs/privacy.md.",
+    )
+    actions = audit.add_subparsers(dest="action", required=True, metavar="ACTION")
+    verify = actions.add_parser(
+        "verify",
+        help="check that no row was changed, taken out or put in",
+        description="Walk the whole chain. Prints its head (number and hash of the last row): keep it elsewhere, and "
+        "give it to --expect the next time, so that a cut-off end is noticed too. Exit code 1 if the chain is broken.",
+    )
+    verify.add_argument("--expect", type=_head, metavar="SEQ:HASH", help="a head that was kept: it must still be there")
+    export = actions.add_parser(
+        "export",
+        help="write rows as CSV or JSON Lines",
+        description="Write the rows of the chain, all or those chosen, in its order.",
+    )
+    export.add_argument("--format", choices=("csv", "jsonl"), default="csv")
+    export.add_argument("--since", type=_moment, metavar="TIME", help="ISO 8601, UTC unless it says otherwise")
+    export.add_argument("--until", type=_moment, metavar="TIME", help="the first moment that is not in it any more")
+    export.add_argument("--key", metavar="NAME", help="rows of this key only")
+    export.add_argument("--provider", metavar="NAME", help="rows about this provider only")
+    export.add_argument("--event", choices=[event.value for event in AuditEvent], help="rows that say this only")
+    export.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
+    return [verify, export]
+
+
+def run(options: argparse.Namespace, settings: Settings, *, emulated: bool) -> int:
+    """Do it. `emulated`: the node's cloud is the emulator, which has a ledger of its own. Raises `SettingsError`."""
+    from node.audit.chain import verify
+
+    try:
+        with _database(settings, emulated=emulated) as database:
+            if options.action == "export":
+                return _export(options, database)
+            with database.reading() as connection:
+                verdict = verify(connection, options.expect)
+    except StoreUnavailable as error:
+        raise SettingsError(str(error)) from error
+    counts = ", ".join(f"{count} {event}" for event, count in sorted(verdict.events.items())) or "no rows yet"
+    if verdict.why is not None:
+        print(f"BROKEN at row {verdict.broken_at}: {verdict.why}")
+        print(f"rows 1 to {verdict.rows} hold ({counts})")
+        return 1
+    print(f"whole: {verdict.rows} rows ({counts})")
+    print(f"head: {verdict.head}")
+    return 0
+
+
+def _export(options: argparse.Namespace, database: Database) -> int:
+    from node.audit.chain import Choice, us_of, write_csv, write_jsonl
+
+    choice = Choice(
+        since_us=None if options.since is None else us_of(options.since),
+        until_us=None if options.until is None else us_of(options.until),
+        caller=options.key,
+        provider=options.provider,
+        event=None if options.event is None else AuditEvent(options.event),
+    )
+    write = write_csv if options.format == "csv" else write_jsonl
+    with database.reading() as connection:
+        if options.output is None:
+            write(connection, choice, sys.stdout)
+            return 0
+        try:
+            with options.output.open("w", encoding="utf-8", newline="") as file:
+                count = write(connection, choice, file)
+        except OSError as error:
+            raise SettingsError(f"--output {options.output}: {error.strerror}") from error
+    print(f"{count} rows in {options.output}")
+    return 0
+
+
+@contextmanager
+def _database(settings: Settings, *, emulated: bool) -> Iterator[Database]:
+    place = place_of(data_folder(settings.store.folder, os.environ), settings.store.url, emulated=emulated)
+    if place.file is not None and not place.file.exists():
+        raise SettingsError(f"there is no {place.file}: no node has recorded anything there yet")
+    database = Database(place)
+    try:
+        database.open()
+        yield database
+    finally:
+        database.close()
+
+
+def _head(text: str) -> Head:
+    match = _HEAD.fullmatch(text)
+    if match is None:
+        raise argparse.ArgumentTypeError("expected SEQ:HASH as `spillway audit verify` prints it")
+    return Head(int(match["seq"]), match["hash"])
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a time like 2026-11-30 or 2026-11-30T12:00, got {text!r}") from None
