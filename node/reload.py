@@ -30,6 +30,8 @@ from node.dispatch.dispatcher import ServedModel
 from node.dispatch.providers import ProviderState
 from node.dispatch.standing import OPERATOR
 from node.errors import SettingsError
+from node.privacy.checks import check_pins, without_cloud
+from node.privacy.content import ContentRules
 from node.settings import Section, Settings
 
 _log = logging.getLogger("spillway")
@@ -47,6 +49,7 @@ class Plan:
     models: dict[str, Model]
     providers: list[ProviderConfig]
     gate: EgressGate
+    content_rules: ContentRules
     fixed: tuple[str, ...]
 
 
@@ -104,7 +107,7 @@ class Reloader:
 
     def _plan(self) -> Plan:
         """Runs in a thread; changes nothing."""
-        node, wanted = self._node, self._load()
+        node, wanted = self._node, without_cloud(self._load())
         settings = msgspec.structs.replace(wanted, **{name: getattr(node.settings, name) for name in _FIXED})
         fixed = [key for name in _FIXED for key in _changed(name, getattr(node.settings, name), getattr(wanted, name))]
         models = served_models(settings, node.rename)
@@ -114,8 +117,14 @@ class Reloader:
                 fixed.append(f"the local part of {name}'s catalogue entry")
                 models[name] = replace(model, local=running)
         providers = provider_configs(settings, node.environ)
+        check_pins(settings, models)
         return Plan(
-            settings=settings, models=models, providers=providers, gate=EgressGate(providers), fixed=tuple(fixed)
+            settings=settings,
+            models=models,
+            providers=providers,
+            gate=EgressGate(providers),
+            content_rules=ContentRules(settings.privacy.content_rules),
+            fixed=tuple(fixed),
         )
 
     def _exchange(self, plan: Plan) -> None:
@@ -124,6 +133,7 @@ class Reloader:
         old_gate, node.gate = node.gate, plan.gate
         node.settings, node.models = plan.settings, plan.models
         node.keyring.replace(plan.settings.keys)
+        node.content_rules = plan.content_rules
         node.host.max_rss_bytes = plan.settings.host.max_rss_bytes
         for policy in node.policies.values():
             policy.policy = policy_for(plan.settings)

@@ -14,7 +14,7 @@ from node.api.auth import Keyring
 from node.api.body import check_content_type, parse_json
 from node.api.connection import connection_of
 from node.api.door import Door, Guest
-from node.api.features import Admitted, admit
+from node.api.features import Admitted, admit, is_unreadable, pin_of
 from node.api.reader import ClientGone, read_body
 from node.api.responses import HeaderList, Outgoing, break_off, send_document, send_error, send_stream
 from node.api.schema import ParsedRequest
@@ -33,6 +33,7 @@ from node.errors import (
     ShuttingDown,
     SpillwayError,
 )
+from node.privacy.content import ContentRules
 from node.routing.values import Decision, Reason, Target
 from node.settings import Settings
 from node.store.cache import CachedAnswer, cache_key
@@ -57,6 +58,7 @@ class Parts:
     vocabulary_size: Callable[[str], int | None]
     clock: Callable[[], float]
     report: Callable[[Journey, Ending], None]
+    content_rules: Callable[[], ContentRules]
 
 
 class CompletionsEndpoint:
@@ -100,6 +102,9 @@ class CompletionsEndpoint:
         vocabulary_size = parts.vocabulary_size(model) if isinstance(model, str) else None
         parsed = self._parse(document, headers, strict=settings.api.strict, vocab_size=vocabulary_size)
         parts.dispatcher.model(parsed.model)
+        content_rule = None
+        if pin_of(parsed, caller, settings) is None:
+            content_rule = await parts.content_rules().match(parsed.body, unreadable=is_unreadable(parsed))
         admitted = admit(
             parsed,
             caller,
@@ -108,6 +113,7 @@ class CompletionsEndpoint:
             request_id=request_id,
             arrived_s=arrived_s,
             stay_with=parts.conversations.backend_for(caller.tenant, parsed.model, parsed.body),
+            content_rule=content_rule,
         )
         return admitted, parsed.ignored
 
@@ -197,6 +203,8 @@ def _headers(journey: Journey, ignored: tuple[str, ...], request_id: str) -> Hea
         (b"x-spillway-reason", journey.decision.reason.encode()),
         (b"x-spillway-queue-ms", b"%.1f" % (journey.queue_s * 1000)),
     ]
+    if journey.features.pinned_by is not None:
+        headers.append((b"x-spillway-pinned-by", journey.features.pinned_by.encode()))
     if ignored:
         headers.append((b"x-ignored-params", ", ".join(ignored).encode("latin-1", "replace")))
     return headers

@@ -1,7 +1,7 @@
 """What personal data looks like: built-in detectors, each a pattern that finds candidates and a check that decides.
 
-Patterns are plain ASCII, start with something rare, and are linear: no text makes them slow. Checks are `python-stdnum`'s
-where there is a checksum. A detector may overlook what is written in an unusual way; it must seldom see what is not there.
+Patterns are plain ASCII and linear: no text makes them slow. Checks are `python-stdnum`'s where there is a checksum. A
+detector may overlook what is written in an unusual way; it must seldom see what is not there.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from enum import StrEnum
+from functools import lru_cache
+from itertools import accumulate
 from typing import Final
 
-from stdnum import iban, luhn
+from stdnum import iban, luhn, numdb
 from stdnum.be import nn
 from stdnum.br import cpf
 from stdnum.ch import ssn as ahv
@@ -44,15 +46,14 @@ def finds(detector: Detector, text: str) -> bool:
     return next(_FINDERS[detector](text), None) is not None
 
 
-# Longest text a detector needs to see at once; slices of a long text overlap by as much.
-MOST_CHARS: Final = 360
-
 _ALNUM = "A-Za-z0-9"
 _EMAIL = re.compile(
     rf"(?<=[{_ALNUM}_.%+'-])@((?:[{_ALNUM}](?:[{_ALNUM}-]{{0,62}})\.){{1,8}}([A-Za-z]{{2,24}}))(?![{_ALNUM}-])"
 )
 # `icon@2x.png`, `theme@dark.css`: never top-level domains.
-_FILE_ENDINGS = frozenset("css gif html jpeg jpg js json jsx pdf png scss svg ts tsx txt webp xml yaml yml".split())
+_FILE_ENDINGS = frozenset(
+    {"css", "gif", "html", "jpeg", "jpg", "js", "json", "jsx", "pdf", "png", "scss", "svg", "ts", "tsx", "txt", "webp"}
+)
 _CARD = re.compile(
     r"(?<![0-9A-Za-z_])(?<![0-9]\.)"
     r"(?:[2-6][0-9]{12,18}|[2-6][0-9]{3}([ -])[0-9]{4}\1[0-9]{4}\1[0-9]{4}(?:\1[0-9]{3})?"
@@ -99,15 +100,21 @@ def _lengths_of(digits: str) -> tuple[int, ...]:
 
 def _ibans(text: str) -> Iterator[str]:
     for match in _IBAN.finditer(text):
-        # What follows after a blank may be the next word: every end at a gap is tried.
+        # What follows after a gap may be the next word.
         groups = re.split(r"[ -]", match[1])
-        for end in range(len(groups), 0, -1):
-            candidate = "".join(groups[:end]).upper()
-            if len(candidate) < 15:
-                break
+        ends = list(accumulate(map(len, groups)))
+        length = _iban_length(groups[0][:2].upper())
+        if length in ends:
+            candidate = "".join(groups)[:length].upper()
             if _is_97(candidate) and iban.is_valid(candidate):
                 yield candidate
-                break
+
+
+@lru_cache(maxsize=1024)
+def _iban_length(country: str) -> int | None:
+    """How long this country's are, from `stdnum`'s table; None where there are none."""
+    known = numdb.get("iban").info(country)[0][1].get("bban")
+    return None if known is None else 4 + sum(map(int, re.findall(r"([0-9]+)!", known)))
 
 
 def _is_97(candidate: str) -> bool:
@@ -129,7 +136,10 @@ def _is_chinese(number: str) -> bool:
 
 
 # One pass finds what could be any of them; most text has nothing of the kind.
-_NATIONAL = re.compile(rf"(?<![{_ALNUM}_])(?:[0-9]|[XYZ]-?[0-9]{{7}}|[A-Z]{{6}}[0-9L-V]{{2}}[A-Z])[0-9A-Z .+-]{{6,}}")
+_NATIONAL = re.compile(
+    rf"(?<![{_ALNUM}_])"
+    r"(?:[0-9][0-9A-Z .+-]{6,}|[XYZ]-?[0-9]{7}-?[A-Z]|[A-Z]{6}[0-9L-V]{2}[A-Z][0-9A-Z]+)"
+)
 # Without their separators most of these are just numbers; where a check digit alone would hold every tenth number for
 # one, the form it is written in is asked for too.
 _NATIONAL_IDS: Final[tuple[tuple[re.Pattern[str], Callable[[str], bool]], ...]] = (
@@ -138,7 +148,10 @@ _NATIONAL_IDS: Final[tuple[tuple[re.Pattern[str], Callable[[str], bool]], ...]] 
     (_bounded(r"[12] ?[0-9]{2} ?[0-9]{2} ?[0-9][0-9AB] ?[0-9]{3} ?[0-9]{3} ?[0-9]{2}"), nir.is_valid),
     (_bounded(r"[0-9]{8}-?[A-Z]"), dni.is_valid),
     (_bounded(r"[XYZ]-?[0-9]{7}-?[A-Z]"), nie.is_valid),
-    (_bounded(r"[A-Z]{6}[0-9LMNPQRSTUV]{2}[A-Z][0-9LMNPQRSTUV]{2}[A-Z][0-9LMNPQRSTUV]{3}[A-Z]"), codicefiscale.is_valid),
+    (
+        _bounded(r"[A-Z]{6}[0-9L-V]{2}[A-Z][0-9L-V]{2}[A-Z][0-9L-V]{3}[A-Z]"),
+        codicefiscale.is_valid,
+    ),
     (_bounded(r"[0-9]{11}"), pesel.is_valid),
     (_bounded(r"[0-9]{6} ?[0-9]{5}"), fodselsnummer.is_valid),
     (_bounded(r"(?:[0-9]{2})?[0-9]{6}[-+][0-9]{4}"), personnummer.is_valid),
