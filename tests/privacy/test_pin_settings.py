@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def node(folder: Path, text: str) -> Node:
     (folder / "weights").mkdir(exist_ok=True)
     (folder / "weights" / "config.json").write_text("{}")
     (folder / "prices").mkdir(exist_ok=True)
-    places = [
+    places: list[dict[str, Any]] = [
         {"provider": name, "model": "big", "context_tokens": 2000, "capabilities": []} for name in ("cloud", "lan")
     ]
     local = {"source": "weights", "context_tokens": 1000, "capabilities": []}
@@ -50,7 +51,7 @@ KEY = f"keys: [{{name: clinic, residency: premises, sha256: {hashlib.sha256(b'k'
     ("text", "named"),
     [
         (f"models: [here, away]\nproviders: {{{CLOUD}}}\nprivacy: {{pinned_models: [here, away]}}",
-         "privacy.pinned_models[1]: nothing on the premises serves 'away'"),
+         "privacy.pinned_models[1]: 'away' may not leave"),
         (f"models: [here]\ncloud_only: true\nproviders: {{{CLOUD}}}\nprivacy: {{pinned_models: [here]}}",
          "privacy.pinned_models[0]"),
         (f"models: [away]\nproviders: {{{CLOUD}}}\n{KEY}", "keys.clinic.residency"),
@@ -97,10 +98,10 @@ def test_with_everything_pinned_no_cloud_provider_is_even_known(
 
 async def test_pinning_everything_by_a_reload_takes_the_cloud_away(tmp_path: Path) -> None:
     house = House(tmp_path)
-    assert house.node.gate.providers == ("cloud",)
+    assert list(house.node.gate.providers) == ["cloud"]
     house.say("weight: 1", "privacy: {residency: premises}\n")
     await house.reloader.reload()
-    assert house.node.gate.providers == ()
+    assert list(house.node.gate.providers) == []
     await house.reloader.stop()
 
 
