@@ -54,6 +54,8 @@ from node.local.processes import EngineProcess
 from node.local.supervision import Rules, Supervision
 from node.local.supervisor import Supervisor, Surroundings
 from node.metrics import Metrics
+from node.privacy.checks import check_pins, check_zones, without_cloud
+from node.privacy.content import ContentRules
 from node.routing.breaker import BreakerLimits
 from node.routing.policy import LOCAL, OverflowPolicy, Policy
 from node.routing.retry_budget import RetryBudget, RetryLimits
@@ -98,6 +100,7 @@ class Node:
         environ: Mapping[str, str] = os.environ,
         rename: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        settings = without_cloud(settings)
         self.settings = settings
         self.environ = environ
         self.rename = rename
@@ -105,6 +108,7 @@ class Node:
         self.models = served_models(settings, rename)
         self.watch = GpuWatch(NvmlReader(), clock, interval_s=settings.watch.interval_s)
         configs = provider_configs(settings, environ)
+        check_pins(settings, self.models)
         self.gate = EgressGate(configs)
         self.place = place_for(settings, emulated=bool(rename), environ=environ)
         self.database = Database(self.place)
@@ -164,6 +168,7 @@ class Node:
         self.rates = RateLimits(clock)
         self._opened = False
         self.usage = UsageReader(self.place)
+        self.content_rules = ContentRules(settings.privacy.content_rules)
         self.host = HostReader(settings.host.max_rss_bytes)
         self.host_watch = HostWatch(self.host, lambda: self.door.inside)
         self.door = Door(strain=self.host_watch.strain, max_bytes=lambda: self.settings.api.max_bytes_in_flight)
@@ -184,6 +189,7 @@ class Node:
             vocabulary_size=self._vocabulary_size,
             clock=time.monotonic,
             report=self._report,
+            content_rules=lambda: self.content_rules,
         )
         operator = OperatorParts(
             ready=self.readiness,
@@ -528,6 +534,7 @@ def served_models(settings: Settings, rename: Mapping[str, str]) -> dict[str, Mo
         if local is None and not cloud:
             raise SettingsError(
                 f"models: {name!r} has no engine here and none of its cloud equivalents' providers is configured"
+                + (", or may be used (privacy.residency: premises)" if settings.privacy.residency != "any" else "")
             )
         served[name] = dataclasses.replace(model, local=local, cloud=cloud, out_of_reach=tuple(elsewhere))
     return served
@@ -544,7 +551,9 @@ def hedging_for(settings: Settings) -> Hedging | None:
 
 def provider_configs(settings: Settings, environ: Mapping[str, str]) -> list[ProviderConfig]:
     """What the settings say about each provider, with its key from `environ`. Raises `SettingsError`."""
-    return [_provider_config(name, each, environ) for name, each in settings.providers.items()]
+    configs = [_provider_config(name, each, environ) for name, each in settings.providers.items()]
+    check_zones(configs)
+    return configs
 
 
 def provider_state(config: ProviderConfig, settings: ProviderSettings, gate: EgressGate) -> ProviderState:

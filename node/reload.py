@@ -32,6 +32,8 @@ from node.dispatch.providers import ProviderState
 from node.dispatch.standing import OPERATOR
 from node.errors import SettingsError
 from node.key_watch import Reading, check_keys
+from node.privacy.checks import check_pins, without_cloud
+from node.privacy.content import ContentRules
 from node.settings import Section, Settings
 
 _log = logging.getLogger("spillway")
@@ -50,6 +52,7 @@ class Plan:
     models: dict[str, Model]
     providers: list[ProviderConfig]
     gate: EgressGate
+    content_rules: ContentRules
     fixed: tuple[str, ...]
 
 
@@ -107,7 +110,7 @@ class Reloader:
 
     def _plan(self) -> Plan:
         """Runs in a thread; changes nothing."""
-        node, wanted = self._node, self._load()
+        node, wanted = self._node, without_cloud(self._load())
         settings = msgspec.structs.replace(wanted, **{name: getattr(node.settings, name) for name in _FIXED})
         fixed = [key for name in _FIXED for key in _changed(name, getattr(node.settings, name), getattr(wanted, name))]
         keys = node.key_watch.read()
@@ -119,12 +122,14 @@ class Reloader:
                 fixed.append(f"the local part of {name}'s catalogue entry")
                 models[name] = replace(model, local=running)
         providers = provider_configs(settings, node.environ)
+        check_pins(settings, models)
         return Plan(
             settings=settings,
             keys=keys,
             models=models,
             providers=providers,
             gate=EgressGate(providers),
+            content_rules=ContentRules(settings.privacy.content_rules),
             fixed=tuple(fixed),
         )
 
@@ -135,6 +140,7 @@ class Reloader:
         node.settings, node.models = plan.settings, plan.models
         node.key_watch.take_up(plan.keys)
         node.keyring.replace(plan.settings.keys, plan.keys.stored)
+        node.content_rules = plan.content_rules
         node.host.max_rss_bytes = plan.settings.host.max_rss_bytes
         for policy in node.policies.values():
             policy.policy = policy_for(plan.settings)

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, inspect
 
 from node.errors import SettingsError
+from node.privacy.detectors import Detector
 from node.routing.values import Residency, Zone
 from node.yaml_files import read_mapping
 
@@ -170,11 +171,30 @@ class CacheSettings(Section, frozen=True, kw_only=True):
     ttl_s: PositiveFloat = 300.0
 
 
+class ContentRulesSettings(Section, frozen=True, kw_only=True):
+    """Requests that are pinned because of what they say; with nothing listed, no text is looked at.
+
+    `detect`: `email`, `payment_card`, `iban`, `national_id`. `words`: key words and phrases, whole and in any case.
+    `patterns`: regular expressions by name. `max_chars`: a request with more text than this is pinned unread. So is one
+    with images, sound or token ids: nothing can be found in those (rule `unreadable`). See docs/privacy.md.
+    """
+
+    detect: tuple[Detector, ...] = ()
+    words: Annotated[tuple[Annotated[str, Meta(min_length=2, max_length=100)], ...], Meta(max_length=200)] = ()
+    patterns: dict[str, str] = {}
+    max_chars: PositiveInt = 1024 * 1024
+
+
 class PrivacySettings(Section, frozen=True, kw_only=True):
-    """What is pinned to the premises whatever a request says: everything, or the models listed."""
+    """What is pinned to the premises whatever a request says: everything, or the models listed.
+
+    With `residency: premises`, providers in the cloud are not even asked how they are: the node keeps no address of
+    theirs.
+    """
 
     residency: Residency = Residency.ANY
     pinned_models: tuple[str, ...] = ()
+    content_rules: ContentRulesSettings = ContentRulesSettings()
 
 
 class ApiSettings(Section, frozen=True, kw_only=True):
@@ -257,7 +277,7 @@ class Settings(Section, frozen=True, kw_only=True):
 
 HOLYSHEEP = "holysheep"
 _HOLYSHEEP_KEY_ENV = "HOLYSHEEP_API_KEY"
-_BUILT_IN_PROVIDERS = {
+BUILT_IN_PROVIDERS = {
     HOLYSHEEP: {"base_url": "https://api.holysheep.ai/v1", "api_key_env": _HOLYSHEEP_KEY_ENV},
     "openai": {"base_url": "https://api.openai.com/v1", "api_key_env": "OPENAI_API_KEY"},
 }
@@ -306,7 +326,7 @@ def _overlay_environment(document: dict[str, Any], environ: Mapping[str, str]) -
     if isinstance(providers, dict):
         if environ.get(_HOLYSHEEP_KEY_ENV):
             providers.setdefault(HOLYSHEEP, {})
-        for name, known in _BUILT_IN_PROVIDERS.items():
+        for name, known in BUILT_IN_PROVIDERS.items():
             given = providers.get(name) or {}  # `openai:` with nothing behind it is YAML for null
             if name in providers and isinstance(given, dict):
                 _check_key_is_meant(name, given, known)

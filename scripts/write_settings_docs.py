@@ -24,6 +24,7 @@ _SECTIONS: tuple[tuple[str, type[settings.Section]], ...] = (
     ("listen", settings.Listen),
     ("routing", settings.RoutingSettings),
     ("privacy", settings.PrivacySettings),
+    ("privacy.content_rules", settings.ContentRulesSettings),
     ("providers.NAME", settings.ProviderSettings),
     ("providers.NAME.clocks", settings.Clocks),
     ("providers.NAME.model_clocks.MODEL", settings.AnswerClocks),

@@ -15,7 +15,7 @@ from node.api.auth import Keyring
 from node.api.body import check_content_type, parse_json
 from node.api.connection import connection_of
 from node.api.door import Door, Guest
-from node.api.features import Admitted, admit
+from node.api.features import Admitted, admit, is_unreadable, pin_of
 from node.api.rates import RateLimits
 from node.api.reader import ClientGone, read_body
 from node.api.responses import HeaderList, Outgoing, break_off, send_document, send_error, send_stream
@@ -37,6 +37,7 @@ from node.errors import (
     ShuttingDown,
     SpillwayError,
 )
+from node.privacy.content import ContentRules
 from node.routing.values import Decision, Reason, Target
 from node.settings import Settings
 from node.store.cache import CachedAnswer, cache_key
@@ -62,6 +63,7 @@ class Parts:
     vocabulary_size: Callable[[str], int | None]
     clock: Callable[[], float]
     report: Callable[[Journey, Ending, SpillwayError | None], None]
+    content_rules: Callable[[], ContentRules]
 
 
 class CompletionsEndpoint:
@@ -111,6 +113,9 @@ class CompletionsEndpoint:
             raise PermissionDenied(
                 f"The key of `{caller.tenant}` does not have access to the model `{parsed.model}`.", param="model"
             )
+        content_rule = None
+        if pin_of(parsed, caller, settings) is None:
+            content_rule = await parts.content_rules().match(parsed.body, unreadable=is_unreadable(parsed))
         admitted = admit(
             parsed,
             caller,
@@ -119,6 +124,7 @@ class CompletionsEndpoint:
             request_id=request_id,
             arrived_s=arrived_s,
             stay_with=parts.conversations.backend_for(caller.tenant, parsed.model, parsed.body),
+            content_rule=content_rule,
         )
         if caller.is_limited:
             try:
@@ -219,6 +225,8 @@ def _headers(journey: Journey, ignored: tuple[str, ...], request_id: str) -> Hea
         (b"x-spillway-reason", journey.decision.reason.encode()),
         (b"x-spillway-queue-ms", b"%.1f" % (journey.queue_s * 1000)),
     ]
+    if journey.features.pinned_by is not None:
+        headers.append((b"x-spillway-pinned-by", journey.features.pinned_by.encode()))
     if ignored:
         headers.append((b"x-ignored-params", ", ".join(ignored).encode("latin-1", "replace")))
     return headers

@@ -9,7 +9,7 @@ from node.api.schema import ParsedRequest
 from node.backend import Call
 from node.caller import Caller
 from node.dispatch.experience import Experience
-from node.routing.values import CONTENT, Features, Residency
+from node.routing.values import CONTENT, Capability, Features, Residency
 from node.settings import Settings
 
 # What a chat template or a provider adds per prompt and per message, generously; part of the bound on money.
@@ -39,6 +39,11 @@ def pin_of(parsed: ParsedRequest, caller: Caller, settings: Settings) -> str | N
     if parsed.model in settings.privacy.pinned_models:
         return "model"
     return "request" if parsed.wishes.require_local else None
+
+
+def is_unreadable(parsed: ParsedRequest) -> bool:
+    """Whether there is something in the request that no content rule can look into: images, sound, token ids."""
+    return parsed.media_parts > 0 or Capability.TOKEN_PROMPT in parsed.needs
 
 
 def admit(

@@ -19,10 +19,10 @@ from msgspec import Meta
 from node.api.body import Headers, parse_json
 from node.api.schema_convert import convert
 from node.api.schema_guard import check_schema
-from node.api.schema_regex import check_regex
 from node.api.wishes import RoutingWishes, SpillwayFields, parse_wishes
 from node.backend import Kind
 from node.errors import InvalidRequest
+from node.regexes import check_regex
 from node.routing.values import Capability
 
 _INT64 = 2**63

@@ -1,7 +1,7 @@
 """Is this JSON Schema one that a grammar engine can be given? Answered in time linear in its size.
 
 Only what may hurt or is plainly wrong is refused: size, depth, keywords of the wrong type, references that lead
-outside, nowhere or in a circle without consuming anything, and patterns that `schema_regex` refuses. What a particular
+outside, nowhere or in a circle without consuming anything, and patterns that `node.regexes` refuses. What a particular
 grammar engine cannot express it says itself.
 """
 
@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from node.api.body import MAX_DEPTH
-from node.api.schema_regex import check_regex
 from node.errors import InvalidRequest
+from node.regexes import check_regex
 
 MAX_SCHEMA_BYTES = 256 * 1024
 MAX_COUNT = 1_000_000

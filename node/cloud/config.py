@@ -78,6 +78,12 @@ class ProviderConfig:
         if self.zone is Zone.PREMISES and is_public_address(url.host):
             raise SettingsError(f"{where}.zone: {url.host} is a public address, which is not on the premises")
 
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port that `base_url` names."""
+        url = httpx.URL(self.base_url)
+        return url.host, url.port or (443 if url.scheme == "https" else 80)
+
     def clocks_for(self, model: str) -> AnswerClocks:
         """The clocks of an answer by `model`, named as the provider names it."""
         return self.model_clocks.get(model, self.clocks)

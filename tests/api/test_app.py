@@ -33,6 +33,7 @@ def _parts() -> Parts:
         vocabulary_size=broken,
         clock=lambda: 0.0,
         report=broken,
+        content_rules=broken,
     )
 
 

@@ -1,4 +1,4 @@
-"""A bounded look at a regular expression a client wants the answer to follow.
+"""A bounded look at a regular expression that a client, or an operator, wants text to follow.
 
 The grammar engines compile expressions to automata, which nested quantifiers cannot hang; expanding repetitions can.
 The nested shapes are refused as well, because a backtracking matcher (another engine, a cloud, the client's own
@@ -41,12 +41,13 @@ class _Group:
 def check_regex(pattern: str, param: str) -> None:
     """Refuse, with `InvalidRequest` for `param`, an expression that is too long, not balanced, too large once its
     repetitions are written out, or of a shape that backtracking matchers cannot bear. Linear in its length."""
-    why = _fault(pattern)
+    why = fault(pattern)
     if why is not None:
         raise InvalidRequest(f"Invalid value for '{param}': the regular expression {why}.", param=param)
 
 
-def _fault(pattern: str) -> str | None:
+def fault(pattern: str) -> str | None:
+    """What is wrong with it, as the end of a sentence; None: nothing."""
     if len(pattern) > MAX_PATTERN_CHARS:
         return f"is longer than {MAX_PATTERN_CHARS} characters"
     stack = [_Group(0)]
