@@ -93,7 +93,8 @@ def set_up() -> BoundedHandler:
     handler = BoundedHandler()
     handler.setFormatter(logging.Formatter(_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     return handler
 
 

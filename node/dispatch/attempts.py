@@ -240,6 +240,8 @@ class Attempts:
                 admitted = costs(option, permit.reserved_nano_usd)
                 if admitted:
                     await self._ledger.admit(entry, journey.call.budget)
+                    # The provider's clocks do not run while it is written down that it may be called.
+                    tries.provider_s += self._clock() - now_s
                     now_s = self._clock()
                 backend = self._providers.states[permit.provider].provider.bind(
                     equivalent,

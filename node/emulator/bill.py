@@ -90,6 +90,7 @@ def arrival(
         "switch": switch and switch.value,
         "model": ask and ask.model,
         "stream": ask and ask.stream,
+        "max_tokens": ask and ask.max_tokens,
         "fields": ask and list(ask.fields),
         "headers": sorted({name.lower() for name in headers}),
         "authorization_sha256": sha256(headers.get("authorization", "")),

@@ -104,6 +104,7 @@ class Database:
         self._file = place.file
         self._inode: int | None = None
         self._lock_fd: int | None = None
+        self._is_open = False
         self._writer = threading.Lock()
         self.engine = (
             _sqlite_engine(place.url) if self._file is not None else _postgres_engine(place.url, _STATEMENT_MS)
@@ -112,8 +113,11 @@ class Database:
     def open(self) -> None:
         """Make what is missing, and bring the tables up to date.
 
-        A SQLite file that was there and is gone, or is damaged, is never replaced: nothing spent is forgotten.
+        A SQLite file that was there and is gone, or is damaged, is never replaced: nothing spent is forgotten. What is
+        open already is left as it is.
         """
+        if self._is_open:
+            return
         from node.store.migrations.run import NewerTables, migrate  # and with it Alembic, only now
 
         try:
@@ -124,6 +128,7 @@ class Database:
                 if self._file is not None and connection.scalar(text("PRAGMA quick_check(1)")) != "ok":
                     raise StoreUnavailable(_damaged(self._file))
                 migrate(connection)
+            self._is_open = True
         except NewerTables as error:
             raise StoreUnavailable(str(error)) from error
         except OSError as error:
@@ -188,6 +193,7 @@ class Database:
         """Close every connection."""
         with self._writer, self._locked(required=False):
             self.engine.dispose()
+        self._is_open = False
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None

@@ -15,7 +15,7 @@ from node.routing.values import Residency
 from node.store.database import Database, StoreUnavailable, place_of
 from node.store.keys import PREFIX, KeyRefused, SqlKeyStore
 from node.store.secret import CACHE_SALT, kept_secret
-from tests.store import postgres
+from _harness import postgres
 
 HOUR_US = 3_600_000_000
 ALL_RIGHTS = Caller(

@@ -18,7 +18,7 @@ from node.store import database as databases
 from node.store.database import Database, StoreUnavailable, place_of
 from node.store.ledger import SqlLedger
 from node.store.schema import audit, calls, spend
-from tests.store import postgres
+from _harness import postgres
 
 DOLLAR = 1_000_000_000
 HOUR_US = 3_600_000_000

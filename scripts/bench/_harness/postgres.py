@@ -27,22 +27,30 @@ class Server:
     def __init__(self, programs: Path, folder: Path) -> None:
         self._programs = programs
         self._folder = folder
+        self._made = False
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
-        self.url = f"postgresql://spillway@127.0.0.1:{self._port}/postgres"
+        self._where = ("-h", "127.0.0.1", "-p", str(self._port), "-U", "spillway")
+        self.url = f"postgresql://spillway@127.0.0.1:{self._port}/spillway"
         self._run("initdb", "-D", str(folder / "data"), "-U", "spillway", "--auth=trust", "--no-sync")
 
     def start(self) -> None:
         """Start it and wait until it answers."""
         options = f"-c listen_addresses=127.0.0.1 -c port={self._port} -c unix_socket_directories={self._folder}"
-        self._run(
-            "pg_ctl", "-D", str(self._folder / "data"), "-w", "-l", str(self._folder / "log"), "-o", options, "start"
-        )
+        self._control("-l", str(self._folder / "log"), "-o", options, "start")
+        if not self._made:
+            self._made = True
+            self._run("createdb", *self._where, "spillway")
 
     def stop(self) -> None:
         """Stop it at once."""
         self._control("-m", "immediate", "stop")
+
+    def empty(self) -> None:
+        """Forget everything that was stored."""
+        self._run("dropdb", *self._where, "-f", "spillway")
+        self._run("createdb", *self._where, "spillway")
 
     def _control(self, *arguments: str) -> None:
         self._run("pg_ctl", "-D", str(self._folder / "data"), "-w", *arguments)
