@@ -9,6 +9,7 @@ One attempt: retrying elsewhere, breakers and measuring are the dispatcher's.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Final
@@ -35,6 +36,9 @@ from node.sse import encode, frame, usage_object
 _BYTES_PER_TOKEN: Final = 4
 # How long the end of the HTTP body may lag behind [DONE]; waiting for it keeps the connection for the next call.
 _DRAIN_S: Final = 0.05
+# How long a provider may go on before it notices that nobody reads any more, and the least it generates meanwhile.
+_UNSEEN_S: Final = 1.0
+_UNSEEN_TOKENS: Final = 16
 _OBJECTS: Final = {
     (Kind.CHAT, True): "chat.completion.chunk",
     (Kind.CHAT, False): "chat.completion",
@@ -113,6 +117,9 @@ class CloudBackend:
         self._clocks = config.clocks_for(permit.model)
         self._spent_s = spent_s
         self._tally: Tally | None = None
+        self._streams = False
+        self._was_left = False  # by us, while the provider had more to say
+        self._first_content_s: float | None = None
         self._settled: Usage | None = None
 
     @property
@@ -132,7 +139,21 @@ class CloudBackend:
         """
         if self._settled is not None:
             return self._settled
-        return Usage(0, 0) if self._tally is None else self._tally.usage_if_cut()
+        return Usage(0, 0) if self._tally is None else self._tally.usage_if_cut(self._unseen_tokens(self._tally))
+
+    def _unseen_tokens(self, tally: Tally) -> int:
+        """What may have been generated beyond what has arrived, taken high: reconciling puts it right.
+
+        Reading on until the provider says would be exact, and would pay for text that nobody reads.
+        """
+        if not self._was_left:
+            return 0
+        if not self._streams:
+            return tally.max_completion_tokens  # of one document nothing is seen before its end
+        if self._first_content_s is None:
+            return _UNSEEN_TOKENS
+        took_s = asyncio.get_running_loop().time() - self._first_content_s
+        return max(_UNSEEN_TOKENS, math.ceil(tally.pieces * _UNSEEN_S / max(took_s, _UNSEEN_S)))
 
     async def open(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """Send `call` and stream its answer. Closing it closes the provider's connection at once.
@@ -141,6 +162,7 @@ class CloudBackend:
         `EgressForbidden`, before anything is sent, if the permit is for another request.
         """
         began_s = asyncio.get_running_loop().time() - self._spent_s
+        self._streams = call.stream
         ends_at = began_s + self._clocks.total_s
         content_by = min(ends_at, began_s + self._clocks.first_content_s) if call.stream else ends_at
         answer = await self._send(call, content_by)
@@ -157,6 +179,9 @@ class CloudBackend:
                             yield chunk
                 else:
                     yield await self._whole(call, answer, reader, tally, ends_at)
+            except (GeneratorExit, asyncio.CancelledError):
+                self._was_left = True
+                raise
             finally:
                 if reader.refused:
                     self._tally = None
@@ -183,6 +208,9 @@ class CloudBackend:
                 )
         except TimeoutError as error:
             raise self._too_late(call) from error
+        except asyncio.CancelledError:
+            self._was_left = True
+            raise
         except (UpstreamError, EgressForbidden):
             self._tally = None
             raise
@@ -265,7 +293,9 @@ class CloudBackend:
             if frames:
                 yield Chunk(b"".join(frames), tally.pieces > pieces, tally.pieces, None, reader.finish_reason)
                 if tally.pieces:
-                    silent_at = min(ends_at, loop.time() + self._clocks.between_chunks_s)
+                    now_s = loop.time()
+                    self._first_content_s = self._first_content_s or now_s
+                    silent_at = min(ends_at, now_s + self._clocks.between_chunks_s)
             if error is not None:
                 raise error
             if reader.done or not received:

@@ -80,9 +80,16 @@ class Tally:
             suspect = True  # no token is shorter than a byte; still within the cap, so charged as reported
         return Usage(prompt, completion, estimated=estimated, suspect=suspect)
 
-    def usage_if_cut(self) -> Usage:
-        """The usage of an answer that does not go on: always an estimate."""
-        return replace(self.usage(), estimated=True)
+    def usage_if_cut(self, unseen_tokens: int) -> Usage:
+        """The usage of an answer that does not go on: always an estimate.
+
+        `unseen_tokens` may have been generated beyond what has arrived, and will be on the bill.
+        """
+        usage = self.usage()
+        completion = min(
+            max(self.max_completion_tokens, usage.completion_tokens), usage.completion_tokens + unseen_tokens
+        )
+        return replace(usage, completion_tokens=completion, estimated=True)
 
     def _unseen(self) -> int:
         reasoning = self.details.get("completion_tokens_details", {}).get("reasoning_tokens", 0)

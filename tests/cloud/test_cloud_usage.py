@@ -125,7 +125,7 @@ async def test_echoed_prompt_is_not_counted_against_the_report(upstream: Upstrea
     assert (await cloud.ask(call))[-1].usage == Usage(2, 1)
 
 
-async def test_client_that_leaves_closes_the_stream_at_once_and_pays_for_what_came(
+async def test_client_that_leaves_closes_the_stream_at_once_and_pays_for_what_came_and_may_be_on_its_way(
     upstream: Upstream, cloud: Cloud
 ) -> None:
     async def reply(_: Received, writer: asyncio.StreamWriter) -> None:
@@ -139,7 +139,7 @@ async def test_client_that_leaves_closes_the_stream_at_once_and_pays_for_what_ca
     await anext(stream)
     await stream.aclose()
     await asyncio.wait_for(upstream.hung_up.wait(), 5)
-    assert backend.usage_so_far() == Usage(14, 2, estimated=True)
+    assert backend.usage_so_far() == Usage(14, 16, estimated=True)  # of at most 16
     assert cloud.records[0].bytes_in > 0
 
 
@@ -155,7 +155,7 @@ async def test_cancelled_wait_for_the_first_byte_closes_the_connection(upstream:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     await asyncio.wait_for(upstream.hung_up.wait(), 5)
-    assert backend.usage_so_far() == Usage(14, 0, estimated=True)
+    assert backend.usage_so_far() == Usage(14, 16, estimated=True)
     assert [(record.status, record.bytes_in) for record in cloud.records] == [(None, 0)]
 
 
