@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _harness.postgres import binaries, server
 from sqlalchemy import select
 
 from node import cli
@@ -15,7 +16,6 @@ from node.store.copying import back_up, copy_ledger, restore
 from node.store.database import Database, StoreUnavailable, place_of
 from node.store.identity import take_identity
 from node.store.schema import audit, calls, keys, metadata, secrets, spend
-from _harness.postgres import binaries, server
 from tests.store.rows import AT_US, cloud_row, ledger, put, row
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _harness import postgres
 from sqlalchemy import text
 
 from node.caller import Caller
@@ -15,7 +16,6 @@ from node.routing.values import Residency
 from node.store.database import Database, StoreUnavailable, place_of
 from node.store.keys import PREFIX, KeyRefused, SqlKeyStore
 from node.store.secret import CACHE_SALT, kept_secret
-from _harness import postgres
 
 HOUR_US = 3_600_000_000
 ALL_RIGHTS = Caller(

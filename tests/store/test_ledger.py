@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from _harness import postgres
 from sqlalchemy import select, text
 
 from node.dispatch.accounts import Entry, Settlement
@@ -18,7 +19,6 @@ from node.store import database as databases
 from node.store.database import Database, StoreUnavailable, place_of
 from node.store.ledger import SqlLedger
 from node.store.schema import audit, calls, spend
-from _harness import postgres
 
 DOLLAR = 1_000_000_000
 HOUR_US = 3_600_000_000

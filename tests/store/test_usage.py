@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from _harness.postgres import binaries, server
 
 from node import cli
 from node.errors import InvalidRequest
@@ -18,7 +19,6 @@ from node.store.database import Database, StoreUnavailable, place_of
 from node.store.moments import DAY_US, HOUR_US, since_us, until_us
 from node.store.usage import Amounts, Part, Question, Report, read_usage
 from node.store.usage_text import as_csv, as_document, as_table
-from _harness.postgres import binaries, server
 from tests.store.rows import AT_US, cloud_row, ledger, put, row
 
 
