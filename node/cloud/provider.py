@@ -39,6 +39,8 @@ _DRAIN_S: Final = 0.05
 # How long a provider may go on before it notices that nobody reads any more, and the least it generates meanwhile.
 _UNSEEN_S: Final = 1.0
 _UNSEEN_TOKENS: Final = 16
+# Below this much time a pace says nothing.
+_SHORTEST_S: Final = 0.05
 _OBJECTS: Final = {
     (Kind.CHAT, True): "chat.completion.chunk",
     (Kind.CHAT, False): "chat.completion",
@@ -153,7 +155,7 @@ class CloudBackend:
         if self._first_content_s is None:
             return _UNSEEN_TOKENS
         took_s = asyncio.get_running_loop().time() - self._first_content_s
-        return max(_UNSEEN_TOKENS, math.ceil(tally.pieces * _UNSEEN_S / max(took_s, _UNSEEN_S)))
+        return max(_UNSEEN_TOKENS, math.ceil(tally.pieces * _UNSEEN_S / max(took_s, _SHORTEST_S)))
 
     async def open(self, call: Call) -> AsyncGenerator[Chunk, None]:
         """Send `call` and stream its answer. Closing it closes the provider's connection at once.
