@@ -16,12 +16,13 @@ from typing import Final
 import msgspec
 from sqlalchemy import Connection, select
 
+from node.store.bulk import BulkStatement
 from node.store.schema import AuditEvent, audit
 
 GENESIS: Final = "0" * 64
 
 _HEAD: Final = select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)
-_INSERT: Final = audit.insert()
+_INSERT: Final = BulkStatement(audit.insert(), [column.name for column in audit.columns])
 _FIELDS: Final = tuple(column.name for column in audit.columns if column.name not in ("seq", "hash"))
 
 
@@ -81,5 +82,7 @@ def append(connection: Connection, rows: Sequence[AuditRow]) -> None:
     inserted = []
     for row in rows:
         at = Head(at.seq + 1, chained(at.hash, at.seq + 1, row))
-        inserted.append({name: getattr(row, name) for name in _FIELDS} | {"seq": at.seq, "hash": at.hash})
-    connection.execute(_INSERT, inserted)
+        inserted.append(
+            {name: getattr(row, name) for name in _FIELDS} | {"seq": at.seq, "event": row.event.value, "hash": at.hash}
+        )
+    _INSERT.run(connection, inserted)

@@ -35,7 +35,7 @@ from node.store.admission import Room, Spent
 from node.store.audit import AuditRow, append
 from node.store.database import Database, RowRejected, StoreUnavailable
 from node.store.identity import Identity, take_identity
-from node.store.rows import END, INSERT, audit_row, dispatched_row, end_values, ended_row
+from node.store.rows import END, INSERT_OUT, INSERT_OVER, audit_row, dispatched_row, end_values, ended_row
 from node.store.schema import AuditEvent, State, calls
 from node.store.windows import hour_of, seconds_until_next
 
@@ -45,6 +45,8 @@ _MOST_AT_ONCE: Final = 512
 # How long a request waits for its reservation: longer than a busy disk takes.
 _PATIENCE_S: Final = 2.0
 _RETRY_S: Final = 1.0
+# Nobody waits for what has ended: it rides in the next commit that somebody does wait for, or goes alone after this.
+_LINGER_S: Final = 0.05
 # What is free and over is kept in memory while the database is away; beyond this many the oldest are forgotten.
 _MOST_KEPT: Final = 100_000
 
@@ -204,6 +206,7 @@ class SqlLedger:
             return admits, writes  # open at once
         try:
             item = self._queue.get(timeout=_RETRY_S if waits else None)
+            linger_until_s = time.monotonic() + _LINGER_S
             while True:
                 match item:
                     case None:
@@ -214,7 +217,8 @@ class SqlLedger:
                         writes.append(item)
                 if len(admits) + len(writes) >= _MOST_AT_ONCE:
                     break
-                item = self._queue.get_nowait()
+                linger_s = 0.0 if admits or self._closing else max(0.0, linger_until_s - time.monotonic())
+                item = self._queue.get(timeout=linger_s) if linger_s else self._queue.get_nowait()
         except queue.Empty:
             pass
         return admits, writes
@@ -299,7 +303,14 @@ class SqlLedger:
         told: list[_Told] = []
         with self._database.writing() as connection:
             now_us = self._last_us = max(self._last_us, self._now_us())
-            _end(connection, [each for each in writes if isinstance(each, _End)])
+            END.run(
+                connection,
+                [
+                    end_values(each.entry_id, each.settlement, each.state, each.ended_us)
+                    for each in writes
+                    if isinstance(each, _End)
+                ],
+            )
             audits = [each for each in writes if isinstance(each, AuditRow)]
             rows = []
             room = Room(connection, self._node_budget(), hour_of(now_us))
@@ -314,12 +325,15 @@ class SqlLedger:
                     rows.append(dispatched_row(entry, node, now_us))
                     audits.append(audit_row(entry, AuditEvent.LET_OUT, entry.rule.value, node, now_us))
                 told.append((admit.told, entry, refusal))
-            rows += [
-                ended_row(each.entry, each.settlement, node, each.ended_us)
-                for each in writes
-                if isinstance(each, _Note)
-            ]
-            _insert(connection, rows)
+            INSERT_OUT.run(connection, rows)
+            INSERT_OVER.run(
+                connection,
+                [
+                    ended_row(each.entry, each.settlement, node, each.ended_us)
+                    for each in writes
+                    if isinstance(each, _Note)
+                ],
+            )
             append(connection, audits)
         return told
 
@@ -343,22 +357,6 @@ class SqlLedger:
             _log.warning("%d calls were out when a node of this folder ended: they count at their worst case", orphaned)
         self._identity = identity
         return identity
-
-
-def _insert(connection: Connection, rows: list[dict[str, Any]]) -> None:
-    """Those that have ended have more columns, and `executemany` wants them all alike."""
-    out = [row for row in rows if row["state"] is State.DISPATCHED]
-    over = [row for row in rows if row["state"] is not State.DISPATCHED]
-    for alike in (out, over):
-        if alike:
-            connection.execute(INSERT, alike)
-
-
-def _end(connection: Connection, ends: list[_End]) -> None:
-    if ends:
-        connection.execute(
-            END, [end_values(each.entry_id, each.settlement, each.state, each.ended_us) for each in ends]
-        )
 
 
 def _take_over(connection: Connection, nodes: list[str], now_us: int) -> int:

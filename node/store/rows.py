@@ -8,27 +8,31 @@ from sqlalchemy import bindparam, update
 
 from node.dispatch.accounts import Entry, Settlement
 from node.store.audit import AuditRow
+from node.store.bulk import BulkStatement
 from node.store.schema import AuditEvent, State, calls
 from node.store.windows import hour_of
 
 Row = dict[str, Any]
 
-INSERT = calls.insert()
-# Only what is still out: a second end, whatever sent it, changes nothing.
-END = (
-    update(calls)
-    .where(calls.c.id == bindparam("the_id"), calls.c.state == State.DISPATCHED)
-    .values(
-        {
-            name: bindparam(f"new_{name}")
-            for name in (
-                "state", "ended_us", "charged_nano_usd", "list_nano_usd", "cloud_nano_usd", "prompt_tokens",
-                "completion_tokens", "cached_tokens", "estimated", "usage_suspect", "ending", "error_code", "queue_us",
-                "ttft_us", "total_us",
-            )
-        }
-    )
+_OUT = (
+    "id", "request_id", "parent_id", "node", "caller", "backend", "model", "served_model", "kind", "state", "rule",
+    "at_us", "hour", "reserved_nano_usd", "charged_nano_usd", "estimated", "usage_suspect", "may_leave", "prompt_bytes",
+    "max_output_tokens", "ttft_budget_us",
 )  # fmt: skip
+_END = (
+    "state", "ended_us", "charged_nano_usd", "list_nano_usd", "cloud_nano_usd", "prompt_tokens", "completion_tokens",
+    "cached_tokens", "estimated", "usage_suspect", "ending", "error_code", "queue_us", "ttft_us", "total_us",
+)  # fmt: skip
+
+INSERT_OUT = BulkStatement(calls.insert(), _OUT)
+INSERT_OVER = BulkStatement(calls.insert(), list(dict.fromkeys(_OUT + _END)))
+# Only what is still out: a second end, whatever sent it, changes nothing.
+END = BulkStatement(
+    update(calls)
+    .where(calls.c.id == bindparam("the_id"), calls.c.state == State.DISPATCHED.value)
+    .values({name: bindparam(f"new_{name}") for name in _END}),
+    ["the_id", *(f"new_{name}" for name in _END)],
+)
 
 
 def dispatched_row(entry: Entry, node: str, at_us: int) -> Row:
@@ -43,7 +47,7 @@ def dispatched_row(entry: Entry, node: str, at_us: int) -> Row:
         "model": entry.model,
         "served_model": entry.served_model,
         "kind": entry.kind,
-        "state": State.DISPATCHED,
+        "state": State.DISPATCHED.value,
         "rule": entry.rule.value,
         "at_us": at_us,
         "hour": hour_of(at_us),
@@ -89,7 +93,7 @@ def audit_row(entry: Entry, event: AuditEvent, rule: str, node: str, at_us: int)
 def _ended(settlement: Settlement, state: State, ended_us: int) -> Row:
     usage = settlement.usage
     return {
-        "state": state,
+        "state": state.value,
         "ended_us": ended_us,
         "charged_nano_usd": 0 if state is State.RELEASED else settlement.charged_nano_usd,
         "list_nano_usd": settlement.list_nano_usd,

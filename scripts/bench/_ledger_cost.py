@@ -104,6 +104,7 @@ def _arm(arm: str, folder: Path, upstream: Service) -> Iterator[Service]:
 
 def measure(folder: Path, *, rounds: int, window_s: float) -> tuple[Cost, list[Cell]]:
     """Both arms in alternating rounds at 64 connections."""
+    folder.mkdir()
     with ExitStack() as stack:
         upstream = stack.enter_context(gateways.static_upstream(folder))
         services = {arm: stack.enter_context(_arm(arm, folder, upstream)) for arm in ARMS}
