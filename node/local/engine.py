@@ -259,12 +259,18 @@ class LocalEngine:
         arguments.check_torchvision()
         args = arguments.parse(self.model_name, arguments.command_line(self.model_name, self.model, cuda=cuda))
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._progress(f"{self.model_name}: starting vLLM on {'CUDA' if cuda else 'CPU'}")
+        with arguments.refusals_named(self.model_name, self.model):
+            engine_args = AsyncEngineArgs.from_cli_args(args)
+            config = engine_args.create_engine_config(UsageContext.ENGINE_CONTEXT)
         factory = _stat_logger(self._record)
         with spawning_apart():
-            llm = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args), stat_loggers=[factory])
+            llm = AsyncLLM.from_vllm_config(
+                config, stat_loggers=[factory], disable_log_stats=engine_args.disable_log_stats
+            )
         # The scheduler goes on reporting every step. What ends here is vLLM's bookkeeping per token in this process,
         # a seventh of its CPU, for histograms that nobody reads.
         llm.log_stats = llm.output_processor.log_stats = False
@@ -274,8 +280,11 @@ class LocalEngine:
         from starlette.datastructures import State
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 
-        state = State()
-        await init_app_state(CountedEngine(self._llm), state, args, await self._llm.get_supported_tasks())
+        state, tasks = State(), await self._llm.get_supported_tasks()
+        if "generate" not in tasks:
+            raise SettingsError(f"{self.model_name}: engine_args: the engine would not generate text, only {tasks}")
+        with arguments.refusals_named(self.model_name, self.model):
+            await init_app_state(CountedEngine(self._llm), state, args, tasks)
         serving = Serving(self._llm, state)
         self._stats = StepStats(self._on_timed)
         self._prefill = PrefillQueue(self._llm.output_processor.request_states)
