@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import hashlib
 import logging
 import os
 import random
@@ -569,6 +570,7 @@ def provider_configs(settings: Settings, environ: Mapping[str, str]) -> list[Pro
 def provider_state(config: ProviderConfig, settings: ProviderSettings, gate: EgressGate) -> ProviderState:
     """A provider of which nothing is known yet, reached through `gate`."""
     standing = Standing(config.name, random.random, BreakerLimits(), slow_s=settings.slow_s)
+    standing.under(account_of(config))
     if settings.isolated:
         standing.isolate(OPERATOR, time.monotonic())
     return ProviderState(
@@ -578,6 +580,11 @@ def provider_state(config: ProviderConfig, settings: ProviderSettings, gate: Egr
         standing=standing,
         zone=config.zone,
     )
+
+
+def account_of(config: ProviderConfig) -> str:
+    """Where a provider's calls go and under which key, to compare with another such; the key cannot be read from it."""
+    return hashlib.sha256(f"{config.base_url}\n{config.api_key}".encode()).hexdigest()
 
 
 def checked_providers(settings: Settings, providers: Providers, models: Iterable[Model]) -> dict[str, Checked]:
