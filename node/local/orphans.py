@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -67,24 +67,35 @@ def sweep_orphans(folder: Path, grace_s: float = 2.0) -> list[int]:
     A process is ended only when pid and start time are both as noted, in the same boot, and its node is gone: a node
     that runs beside this one keeps its own. Raises `OSError` for a folder that others could write to.
     """
-    if not folder.is_dir():
-        return []
-    _check_ours(folder)
     ended: list[int] = []
+    for path, note in _notes_of_the_dead(folder):
+        if note is not None and note.boot_id == _boot_id():
+            ended += sweep(note.processes, grace_s)
+        path.unlink(missing_ok=True)
+    return ended
+
+
+def orphans(folder: Path) -> list[int]:
+    """The pids that `sweep_orphans` would end, which are left alone. Raises `OSError` as that does."""
+    notes = [note for _, note in _notes_of_the_dead(folder) if note is not None and note.boot_id == _boot_id()]
+    return [each.pid for note in notes for each in note.processes if each.find() is not None]
+
+
+def _notes_of_the_dead(folder: Path) -> Iterator[tuple[Path, _Note | None]]:
+    """The notes whose node is no more; None for one of another version, or not ours: nothing may be ended by it."""
+    if not folder.is_dir():
+        return
+    _check_ours(folder)
     for path in sorted(folder.glob("*.json")):
         try:
             note = msgspec.json.decode(path.read_bytes(), type=_Note)
         except FileNotFoundError:
             continue  # another node that starts just now was quicker
         except msgspec.DecodeError:
-            path.unlink(missing_ok=True)  # of another version, or not ours: nothing may be ended by it
+            yield path, None
             continue
-        if note.boot_id == _boot_id():
-            if note.node.find() is not None:
-                continue
-            ended += sweep(note.processes, grace_s)
-        path.unlink(missing_ok=True)
-    return ended
+        if note.boot_id != _boot_id() or note.node.find() is None:
+            yield path, note
 
 
 def _boot_id() -> str:
