@@ -21,6 +21,7 @@ from node.local import arguments
 from node.local.outputs import CountedEngine, Tally
 from node.local.prefill import PrefillQueue
 from node.local.processes import EngineProcess, descendants, spawning_apart, step_back, step_up, sweep
+from node.local.segments import Segment, segments_of, sweep_segments
 from node.local.serving import Serving
 from node.local.stats import Step, StepStats, TimedStep
 from node.local.warm_up import canary, warm_up
@@ -74,6 +75,7 @@ class LocalEngine:
         self._stepping_tokens = 0
         self._stepping_since_s = 0.0
         self._processes: frozenset[EngineProcess] = frozenset()
+        self._segments: frozenset[Segment] = frozenset()
         self._entering = 0
         self._finished = 0
         self._steps = 0
@@ -246,6 +248,7 @@ class LocalEngine:
         self._processes = descendants() - self._before
         if self._on_cpu:
             step_back(self._processes)
+        self._segments = await asyncio.to_thread(segments_of, self._processes)
         await self._finish_start(args)
 
     def _construct(self) -> tuple[Any, Any]:
@@ -356,7 +359,9 @@ class LocalEngine:
         """Make a build in progress fail: its thread waits for a child to report ready, and gives up without it."""
         self._stopping = True
         while self._build is not None and not self._build.done():
-            await asyncio.to_thread(sweep, descendants() - self._before, 1.0)
+            begun = descendants() - self._before
+            self._segments |= await asyncio.to_thread(segments_of, begun)
+            await asyncio.to_thread(sweep, begun, 1.0)
             await asyncio.wait([self._build], timeout=0.5)
 
     async def probe(self) -> None:
@@ -395,7 +400,9 @@ class LocalEngine:
                 step_up(self._processes)
             await asyncio.to_thread(llm.shutdown, grace_s)
         await asyncio.to_thread(sweep, self._processes, 1.0)
-        self._processes = frozenset()
+        if left := await asyncio.to_thread(sweep_segments, self._segments):
+            _log.info("%s: removed shared memory that its processes left: %s", self.model_name, ", ".join(left))
+        self._processes, self._segments = frozenset(), frozenset()
         self._builder.shutdown(wait=False)
 
 

@@ -16,16 +16,21 @@ from pathlib import Path
 import msgspec
 
 from node.local.processes import EngineProcess, start_ticks, sweep
+from node.local.segments import Segment, segments_of, sweep_segments
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class _Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One engine's processes, and the node they belong to. Start times mean something only within one boot."""
+    """One engine's processes, and the node they belong to. Start times mean something only within one boot.
+
+    `segments` is the shared memory that the processes had when it was written.
+    """
 
     boot_id: str
     node: EngineProcess
     processes: tuple[EngineProcess, ...]
+    segments: tuple[Segment, ...] = ()
 
 
 def notes_folder(environ: Mapping[str, str] = os.environ) -> Path:
@@ -55,14 +60,15 @@ class EngineNote:
         _check_ours(self._folder)
         ticks = start_ticks(os.getpid())
         assert ticks is not None
-        note = _Note(_boot_id(), EngineProcess(os.getpid(), ticks), tuple(processes))
+        node = EngineProcess(os.getpid(), ticks)
+        note = _Note(_boot_id(), node, tuple(processes), tuple(segments_of(processes)))
         beside = self._path.with_suffix(".new")
         beside.write_bytes(msgspec.json.encode(note))
         beside.replace(self._path)
 
 
 def sweep_orphans(folder: Path, grace_s: float = 2.0) -> list[int]:
-    """End the engine processes of nodes that are no more. Blocks. Returns the pids it ended.
+    """End the engine processes of nodes that are no more, and remove their shared memory. Blocks. Returns the pids.
 
     A process is ended only when pid and start time are both as noted, in the same boot, and its node is gone: a node
     that runs beside this one keeps its own. Raises `OSError` for a folder that others could write to.
@@ -71,6 +77,7 @@ def sweep_orphans(folder: Path, grace_s: float = 2.0) -> list[int]:
     for path, note in _notes_of_the_dead(folder):
         if note is not None and note.boot_id == _boot_id():
             ended += sweep(note.processes, grace_s)
+            sweep_segments(note.segments)
         path.unlink(missing_ok=True)
     return ended
 
