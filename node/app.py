@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import hashlib
 import logging
 import os
 import random
@@ -174,6 +175,9 @@ class Node:
         self.door = Door(strain=self.host_watch.strain, max_bytes=lambda: self.settings.api.max_bytes_in_flight)
         self.metrics.registry.register(DoorMetrics(self.door))
         self._running: list[asyncio.Task[None]] = []
+        self.hopeless: SettingsError | None = None
+        """What keeps a model from being served here or elsewhere, once the first start of its engine has shown it."""
+        self.on_hopeless: Callable[[], None] = lambda: None
 
     def asgi(self) -> ASGIApp:
         """The HTTP application."""
@@ -335,7 +339,14 @@ class Node:
                 _log.warning("ended engine processes of a node that was killed: %s", ended)
         except OSError as error:
             _log.warning("no look was taken for engine processes of a node that was killed: %s", error)
-        await asyncio.gather(*(engine.run() for engine in self.engines.values()))
+        await asyncio.gather(*(self._run_engine(name) for name in self.engines))
+
+    async def _run_engine(self, name: str) -> None:
+        await self.engines[name].run()
+        life = self.engines[name].supervision
+        if life.given_up and life.starts == 1 and life.start_took_s is None and not self.models[name].cloud:
+            self.hopeless = SettingsError(f"{life.why}; nothing else can serve {name}")
+            self.on_hopeless()
 
     def _supervisor(self, name: str, model: LocalModel, clock: Callable[[], float]) -> Supervisor:
         settings = self.settings.supervision
@@ -559,6 +570,7 @@ def provider_configs(settings: Settings, environ: Mapping[str, str]) -> list[Pro
 def provider_state(config: ProviderConfig, settings: ProviderSettings, gate: EgressGate) -> ProviderState:
     """A provider of which nothing is known yet, reached through `gate`."""
     standing = Standing(config.name, random.random, BreakerLimits(), slow_s=settings.slow_s)
+    standing.under(account_of(config))
     if settings.isolated:
         standing.isolate(OPERATOR, time.monotonic())
     return ProviderState(
@@ -568,6 +580,11 @@ def provider_state(config: ProviderConfig, settings: ProviderSettings, gate: Egr
         standing=standing,
         zone=config.zone,
     )
+
+
+def account_of(config: ProviderConfig) -> str:
+    """Where a provider's calls go and under which key, to compare with another such; the key cannot be read from it."""
+    return hashlib.sha256(f"{config.base_url}\n{config.api_key}".encode()).hexdigest()
 
 
 def checked_providers(settings: Settings, providers: Providers, models: Iterable[Model]) -> dict[str, Checked]:

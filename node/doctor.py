@@ -16,18 +16,22 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import func, select
+
 from node.catalogue import LocalModel, Model
 from node.catalogue_files import default_models_dir, load_catalogue, with_engine_args
 from node.cloud.config import ProviderConfig
 from node.cloud.gate import EgressGate
 from node.errors import SettingsError, UpstreamError
 from node.local.arguments import check_torchvision, command_line, is_folder, parse
+from node.local.orphans import notes_folder, orphans
 from node.settings import HOLYSHEEP, Settings
+from node.store.database import StoreUnavailable
+from node.store.schema import State, calls
+from node.store_place import beside, place_for
 from node.watch.nvml import NvmlReader
 
 _GIB = 1 << 30
-# Before 3.51.3 two connections that write or checkpoint in WAL mode can corrupt the log ("WAL-reset bug").
-_SQLITE_WAL_FIXED = (3, 51, 3)
 
 
 class Grade(StrEnum):
@@ -75,7 +79,8 @@ def _findings(settings: Settings, environ: Mapping[str, str], *, emulated: bool)
         yield from _engine()
     yield from _models(settings, {HOLYSHEEP} if emulated else set(settings.providers))
     yield from _providers(settings, environ, emulated=emulated)
-    yield _sqlite()
+    yield from _orphans(environ)
+    yield _ledger(settings, environ, emulated=emulated)
 
 
 def _gpu() -> Iterator[Finding]:
@@ -248,8 +253,55 @@ async def _probe(config: ProviderConfig) -> tuple[str, ...]:
         await gate.aclose()
 
 
-def _sqlite() -> Finding:
-    version = sqlite3.sqlite_version
-    if sqlite3.sqlite_version_info < _SQLITE_WAL_FIXED:
-        return Finding(Grade.NOTE, "sqlite", f"{version}, with the WAL-reset bug", "none needed: one connection writes")
-    return Finding(Grade.GOOD, "sqlite", version)
+def _orphans(environ: Mapping[str, str]) -> Iterator[Finding]:
+    try:
+        left = orphans(notes_folder(environ))
+    except OSError as error:
+        yield Finding(
+            Grade.NOTE, "orphans", f"no look can be taken: {error}", "see to it that only you can write there"
+        )
+        return
+    if left:
+        pids = " ".join(map(str, left))
+        yield Finding(
+            Grade.NOTE,
+            "orphans",
+            f"engine processes of a node that was killed still run, and hold memory: {pids}",
+            f"the next `spillway serve` ends them; or: kill -9 {pids}",
+        )
+
+
+def _ledger(settings: Settings, environ: Mapping[str, str], *, emulated: bool) -> Finding:
+    try:
+        place = place_for(settings, emulated=emulated, environ=environ)
+    except SettingsError as error:
+        return Finding(Grade.BAD, "ledger", error.message, "correct `store:`")
+    where = (
+        f"{place.file}, SQLite {sqlite3.sqlite_version}"
+        if place.file
+        else place.url.render_as_string(hide_password=True)
+    )
+    if place.file is not None and not place.file.exists():
+        if place.file.with_suffix(".id").exists():
+            return Finding(
+                Grade.BAD,
+                "ledger",
+                f"{place.file} is gone, and what was spent with it",
+                f"spillway ledger restore BACKUP; to begin again at zero, remove {place.file.with_suffix('.id')}",
+            )
+        return Finding(Grade.GOOD, "ledger", f"{where}: begins with the first start")
+    try:
+        with beside(place) as database, database.reading() as connection:
+            lost = connection.execute(select(func.count()).where(calls.c.state == State.ORPHANED)).scalar_one()
+    except (SettingsError, StoreUnavailable) as error:
+        return Finding(
+            Grade.BAD, "ledger", f"{where}: {error}", "until it opens, nothing that costs leaves: docs/operations.md"
+        )
+    if lost:
+        return Finding(
+            Grade.NOTE,
+            "ledger",
+            f"{where}: opens; {lost} calls were out when a node died, and count at their worst case",
+            "spillway usage reconcile STATEMENT --provider NAME --write settles those that were billed",
+        )
+    return Finding(Grade.GOOD, "ledger", f"{where}: opens, no call is orphaned")

@@ -16,6 +16,7 @@ import msgspec
 
 from node.app import (
     Node,
+    account_of,
     checked_providers,
     hedging_for,
     policy_for,
@@ -167,6 +168,7 @@ class Reloader:
         state.provider, state.weight, state.zone = new.provider, new.weight, new.zone
         standing, now_s = state.standing, time.monotonic()
         standing.slow_s = said.slow_s
+        standing.under(account_of(config))
         if standing.isolated_by is not None:
             if not said.isolated:
                 _log.info("%s is tried again (it was left alone: %s)", config.name, standing.isolated_by)

@@ -135,6 +135,7 @@ async def _run(
     admin = _admin_server(node)
     reloader = Reloader(node, load, where, on_reloaded)
     _on_signals(asyncio.get_running_loop(), end=server.end, reload=reloader.request)
+    node.on_hopeless = server.end
     await node.start()
     administering = asyncio.create_task(admin.serve(sockets=[admin_listener]), name="admin")
     gc.collect()
@@ -144,6 +145,8 @@ async def _run(
     finally:
         admin.should_exit = True  # only now: how the end goes on can be watched there
         await asyncio.shield(_stop(node, reloader, administering))
+    if node.hopeless is not None:
+        raise node.hopeless
 
 
 def _admin_server(node: Node) -> QuietServer:

@@ -1,12 +1,19 @@
 """`spillway doctor` names what is wrong, and what to do about it."""
 
+import sqlite3
+import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from node import cli
 from node.doctor import examine
-from node.settings import ProviderSettings, Settings
+from node.local.orphans import EngineNote, notes_folder
+from node.local.processes import EngineProcess, start_ticks
+from node.settings import ProviderSettings, Settings, StoreSettings
+from node.store.schema import State
+from tests.store.rows import cloud_row, ledger, row
 
 
 def report(settings: Settings, environ: dict[str, str] | None = None, *, configured: bool = True) -> tuple[int, str]:
@@ -20,7 +27,7 @@ def test_default_settings_can_serve_and_say_that_the_cloud_is_emulated() -> None
     assert code == 0
     assert "model demo" in text
     assert "emulator" in text
-    assert "sqlite" in text
+    assert "ledger: " in text
 
 
 def test_unknown_model_is_bad_and_the_known_ones_are_listed() -> None:
@@ -83,3 +90,58 @@ def test_engine_arguments_that_serve_would_refuse_are_bad(arguments: dict[str, o
     code, text = report(Settings(engine={"demo": arguments}))
     assert code == 1
     assert said in text
+
+
+def test_ledger_that_is_still_to_come_is_not_made(tmp_path: Path) -> None:
+    code, text = report(Settings(store=StoreSettings(folder=str(tmp_path / "data"))))
+    assert code == 0
+    assert f"ok    ledger: {tmp_path}/data/ledger.db, SQLite {sqlite3.sqlite_version}: begins with the first" in text
+    assert not (tmp_path / "data").exists()
+
+
+def test_ledger_that_opens_and_calls_that_were_lost_in_it(tmp_path: Path) -> None:
+    settings = Settings(store=StoreSettings(folder=str(tmp_path)))
+    with ledger(tmp_path, row()):
+        assert f"ok    ledger: {tmp_path}/ledger.db" in report(settings)[1]
+    (tmp_path / "two").mkdir()
+    with ledger(tmp_path / "two", cloud_row(state=State.ORPHANED), row()):
+        code, text = report(Settings(store=StoreSettings(folder=str(tmp_path / "two"))))
+    assert code == 0
+    assert "opens; 1 calls were out when a node died" in text
+    assert "-> spillway usage reconcile" in text
+
+
+def test_ledger_that_is_damaged_or_gone_is_bad(tmp_path: Path) -> None:
+    settings = Settings(store=StoreSettings(folder=str(tmp_path)))
+    (tmp_path / "ledger.db").write_bytes(b"not a database, " * 1000)
+    code, text = report(settings)
+    assert code == 1
+    assert "bad   ledger: " in text
+    assert "is damaged" in text
+    (tmp_path / "ledger.db").unlink()
+    (tmp_path / "ledger.id").write_text("x")
+    code, text = report(settings)
+    assert code == 1
+    assert f"remove {tmp_path}/ledger.id" in text
+
+
+def test_engine_processes_of_a_killed_node_are_named_and_left_alone(tmp_path: Path) -> None:
+    folder = notes_folder({"XDG_RUNTIME_DIR": str(tmp_path)})
+    with subprocess.Popen(["sleep", "600"]) as orphan:
+        try:
+            ticks = start_ticks(orphan.pid)
+            assert ticks is not None
+            EngineNote(folder, "demo").write(frozenset({EngineProcess(orphan.pid, ticks)}))
+            environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
+            assert "orphans" not in report(Settings(), environ)[1], "its node still runs"
+            (path,) = folder.iterdir()
+            note = msgspec.json.decode(path.read_bytes())
+            note["node"]["start_ticks"] -= 1
+            path.write_bytes(msgspec.json.encode(note))
+            code, text = report(Settings(), environ)
+            assert code == 0
+            assert f"hold memory: {orphan.pid}" in text
+            assert f"kill -9 {orphan.pid}" in text
+            assert orphan.poll() is None
+        finally:
+            orphan.kill()

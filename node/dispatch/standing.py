@@ -53,7 +53,17 @@ class Standing:
         self.isolated_by: str | None = None
         self.heard_s: float | None = None
         """When it last answered a call, None before the first."""
+        self.account: str | None = None
+        """What calls are paid from now, as something to compare: see `under`."""
         self._pauses = 0
+
+    def under(self, account: str) -> None:
+        """From now on calls go out under another address or key: what is still heard of the old one is no news of it.
+
+        Neither is a pause that was asked of the old one.
+        """
+        if account != self.account:
+            self.account, self.paused_until_s, self._pauses = account, 0.0, 0
 
     def is_available(self, now_s: float) -> bool:
         """Whether a call may be sent to it now."""
@@ -129,9 +139,10 @@ class Standing:
 class Visit:
     """One call at a provider, from `Standing.enter()` to `left()`."""
 
-    __slots__ = ("_entered_s", "_over", "_standing", "_ticket", "_told")
+    __slots__ = ("_account", "_entered_s", "_over", "_standing", "_ticket", "_told")
 
     def __init__(self, standing: Standing, ticket: Ticket, now_s: float) -> None:
+        self._account = standing.account
         self._standing = standing
         self._ticket = ticket
         self._entered_s = now_s
@@ -152,7 +163,8 @@ class Visit:
         if isinstance(error, UpstreamTimeout) and not self._told:
             self._standing.recent_ttft.add(now_s - self._entered_s, now_s)
         self._tell(verdict_of(error), now_s)
-        self._standing.failed(error, now_s)
+        if self._account == self._standing.account:
+            self._standing.failed(error, now_s)
 
     def left(self, now_s: float, *, awaited: bool = False) -> None:
         """The call is over. Safe to call twice.

@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import re
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -140,3 +142,50 @@ def parse(name: str, words: list[str]) -> Namespace:
     # Without abbreviations, which would slip past the names checked above.
     namespace: Namespace = make_arg_parser(Parser(allow_abbrev=False)).parse_args(words)
     return namespace
+
+
+@contextmanager
+def refusals_named(name: str, model: LocalModel) -> Iterator[None]:
+    """Turns what vLLM says inside the block against arguments that its parser took into a `SettingsError`.
+
+    Only what would be said again at the next attempt: where the model lies on this machine, or what was said names an
+    argument that was given. Else it may have been the network. Imports what vLLM itself needs.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError, StrictDataclassError) as error:
+        said, words = _said(error)
+        field = _blamed(model, said, words)
+        if field is None and not is_folder(model):
+            raise
+        raise SettingsError(f"{name}: {field or 'engine_args'}: {words.rstrip('.')}") from error
+
+
+def _said(error: Exception) -> tuple[str | None, str]:
+    """The argument that `error` itself names, and its message in one line."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        # Not str(error): that has the values of all the others in it too, and a link.
+        first = error.errors(include_url=False, include_input=False)[0]
+        named = next((part for part in first["loc"] if isinstance(part, str)), None)
+        return named, " ".join(first["msg"].removeprefix("Value error, ").split())
+    return getattr(error, "parameter", None), " ".join(str(error).split())
+
+
+def _blamed(model: LocalModel, named: str | None, words: str) -> str | None:
+    """The catalogue's field for the argument that vLLM complains of; by its name, its name in words, or its value."""
+    ours = {key: field for key, field in _OURS.items() if "_" in key}
+    fields = ours | {key: f"engine_args.{key}" for key in model.engine_args}
+    if named in fields:
+        return fields[named]
+    text = f" {re.sub(r'[^a-z0-9]+', ' ', words.lower())} "
+    found = {key: at for key in fields if (at := text.find(f" {key.replace('_', ' ')} ")) >= 0}
+    if found:
+        return fields[min(found, key=lambda key: found[key])]
+    for key, value in model.engine_args.items():
+        if isinstance(value, str) and re.search(rf"(?<!\w){re.escape(value)}(?!\w)", words):
+            return fields[key]
+    return None

@@ -21,6 +21,7 @@ from node.local import arguments
 from node.local.outputs import CountedEngine, Tally
 from node.local.prefill import PrefillQueue
 from node.local.processes import EngineProcess, descendants, spawning_apart, step_back, step_up, sweep
+from node.local.segments import Segment, segments_of, sweep_segments
 from node.local.serving import Serving
 from node.local.stats import Step, StepStats, TimedStep
 from node.local.warm_up import canary, warm_up
@@ -74,6 +75,7 @@ class LocalEngine:
         self._stepping_tokens = 0
         self._stepping_since_s = 0.0
         self._processes: frozenset[EngineProcess] = frozenset()
+        self._segments: frozenset[Segment] = frozenset()
         self._entering = 0
         self._finished = 0
         self._steps = 0
@@ -246,6 +248,7 @@ class LocalEngine:
         self._processes = descendants() - self._before
         if self._on_cpu:
             step_back(self._processes)
+        self._segments = await asyncio.to_thread(segments_of, self._processes)
         await self._finish_start(args)
 
     def _construct(self) -> tuple[Any, Any]:
@@ -259,12 +262,18 @@ class LocalEngine:
         arguments.check_torchvision()
         args = arguments.parse(self.model_name, arguments.command_line(self.model_name, self.model, cuda=cuda))
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._progress(f"{self.model_name}: starting vLLM on {'CUDA' if cuda else 'CPU'}")
+        with arguments.refusals_named(self.model_name, self.model):
+            engine_args = AsyncEngineArgs.from_cli_args(args)
+            config = engine_args.create_engine_config(UsageContext.ENGINE_CONTEXT)
         factory = _stat_logger(self._record)
         with spawning_apart():
-            llm = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(args), stat_loggers=[factory])
+            llm = AsyncLLM.from_vllm_config(
+                config, stat_loggers=[factory], disable_log_stats=engine_args.disable_log_stats
+            )
         # The scheduler goes on reporting every step. What ends here is vLLM's bookkeeping per token in this process,
         # a seventh of its CPU, for histograms that nobody reads.
         llm.log_stats = llm.output_processor.log_stats = False
@@ -274,8 +283,11 @@ class LocalEngine:
         from starlette.datastructures import State
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 
-        state = State()
-        await init_app_state(CountedEngine(self._llm), state, args, await self._llm.get_supported_tasks())
+        state, tasks = State(), await self._llm.get_supported_tasks()
+        if "generate" not in tasks:
+            raise SettingsError(f"{self.model_name}: engine_args: the engine would not generate text, only {tasks}")
+        with arguments.refusals_named(self.model_name, self.model):
+            await init_app_state(CountedEngine(self._llm), state, args, tasks)
         serving = Serving(self._llm, state)
         self._stats = StepStats(self._on_timed)
         self._prefill = PrefillQueue(self._llm.output_processor.request_states)
@@ -347,7 +359,9 @@ class LocalEngine:
         """Make a build in progress fail: its thread waits for a child to report ready, and gives up without it."""
         self._stopping = True
         while self._build is not None and not self._build.done():
-            await asyncio.to_thread(sweep, descendants() - self._before, 1.0)
+            begun = descendants() - self._before
+            self._segments |= await asyncio.to_thread(segments_of, begun)
+            await asyncio.to_thread(sweep, begun, 1.0)
             await asyncio.wait([self._build], timeout=0.5)
 
     async def probe(self) -> None:
@@ -386,7 +400,9 @@ class LocalEngine:
                 step_up(self._processes)
             await asyncio.to_thread(llm.shutdown, grace_s)
         await asyncio.to_thread(sweep, self._processes, 1.0)
-        self._processes = frozenset()
+        if left := await asyncio.to_thread(sweep_segments, self._segments):
+            _log.info("%s: removed shared memory that its processes left: %s", self.model_name, ", ".join(left))
+        self._processes, self._segments = frozenset(), frozenset()
         self._builder.shutdown(wait=False)
 
 

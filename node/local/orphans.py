@@ -10,22 +10,27 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from node.local.processes import EngineProcess, start_ticks, sweep
+from node.local.segments import Segment, segments_of, sweep_segments
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class _Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One engine's processes, and the node they belong to. Start times mean something only within one boot."""
+    """One engine's processes, and the node they belong to. Start times mean something only within one boot.
+
+    `segments` is the shared memory that the processes had when it was written.
+    """
 
     boot_id: str
     node: EngineProcess
     processes: tuple[EngineProcess, ...]
+    segments: tuple[Segment, ...] = ()
 
 
 def notes_folder(environ: Mapping[str, str] = os.environ) -> Path:
@@ -55,36 +60,49 @@ class EngineNote:
         _check_ours(self._folder)
         ticks = start_ticks(os.getpid())
         assert ticks is not None
-        note = _Note(_boot_id(), EngineProcess(os.getpid(), ticks), tuple(processes))
+        node = EngineProcess(os.getpid(), ticks)
+        note = _Note(_boot_id(), node, tuple(processes), tuple(segments_of(processes)))
         beside = self._path.with_suffix(".new")
         beside.write_bytes(msgspec.json.encode(note))
         beside.replace(self._path)
 
 
 def sweep_orphans(folder: Path, grace_s: float = 2.0) -> list[int]:
-    """End the engine processes of nodes that are no more. Blocks. Returns the pids it ended.
+    """End the engine processes of nodes that are no more, and remove their shared memory. Blocks. Returns the pids.
 
     A process is ended only when pid and start time are both as noted, in the same boot, and its node is gone: a node
     that runs beside this one keeps its own. Raises `OSError` for a folder that others could write to.
     """
-    if not folder.is_dir():
-        return []
-    _check_ours(folder)
     ended: list[int] = []
+    for path, note in _notes_of_the_dead(folder):
+        if note is not None and note.boot_id == _boot_id():
+            ended += sweep(note.processes, grace_s)
+            sweep_segments(note.segments)
+        path.unlink(missing_ok=True)
+    return ended
+
+
+def orphans(folder: Path) -> list[int]:
+    """The pids that `sweep_orphans` would end, which are left alone. Raises `OSError` as that does."""
+    notes = [note for _, note in _notes_of_the_dead(folder) if note is not None and note.boot_id == _boot_id()]
+    return [each.pid for note in notes for each in note.processes if each.find() is not None]
+
+
+def _notes_of_the_dead(folder: Path) -> Iterator[tuple[Path, _Note | None]]:
+    """The notes whose node is no more; None for one of another version, or not ours: nothing may be ended by it."""
+    if not folder.is_dir():
+        return
+    _check_ours(folder)
     for path in sorted(folder.glob("*.json")):
         try:
             note = msgspec.json.decode(path.read_bytes(), type=_Note)
         except FileNotFoundError:
             continue  # another node that starts just now was quicker
         except msgspec.DecodeError:
-            path.unlink(missing_ok=True)  # of another version, or not ours: nothing may be ended by it
+            yield path, None
             continue
-        if note.boot_id == _boot_id():
-            if note.node.find() is not None:
-                continue
-            ended += sweep(note.processes, grace_s)
-        path.unlink(missing_ok=True)
-    return ended
+        if note.boot_id != _boot_id() or note.node.find() is None:
+            yield path, note
 
 
 def _boot_id() -> str:

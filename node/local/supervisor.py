@@ -126,8 +126,8 @@ class Supervisor:
             rebuild_at_s = self._supervision.rebuild_at_s
             if rebuild_at_s is None:
                 _log.critical(
-                    "%s: THE ENGINE IS GIVEN UP after %d failures: %s. What may leave is served by the cloud, the rest "
-                    "is refused. Restart the node when the cause is removed",
+                    "%s: THE ENGINE IS GIVEN UP after failure %d: %s. What may leave is served by the cloud, if it has "
+                    "the model, the rest is refused. Restart the node when the cause is removed",
                     self.model_name,
                     self._supervision.deaths,
                     self._supervision.why,
@@ -165,7 +165,8 @@ class Supervisor:
             event, self._around.clock(), self._rules, self._around.rng, why=why, for_good=for_good
         )
         self._enter(changed)
-        _log.error("%s: %s (failure %d)", self.model_name, why, changed.deaths)
+        if not for_good:  # which `run` says, once
+            _log.error("%s: %s (failure %d)", self.model_name, why, changed.deaths)
         if event is Event.HUNG:
             await engine.kill()
         await self.stop()

@@ -34,6 +34,7 @@ from node.errors import SettingsError
 from node.money import Usage, usd_to_nano
 from node.routing.forecast import predict_ttft_s
 from node.routing.policy import OverflowPolicy, Policy
+from node.routing.targets import TargetsPolicy
 from node.routing.values import CloudOption, Decision, EngineLoad, Features, Limits, QueueLoad, Reason, Snapshot, Target
 
 
@@ -387,7 +388,7 @@ def _article(text: str, argument: str) -> Policy:
 
 
 _MAKERS: dict[str, tuple[str, Callable[[str, str], Policy]]] = {
-    "overflow": ("overflow", _plain(lambda: OverflowPolicy(Limits()))),
+    "overflow": ("overflow", _plain(lambda: TargetsPolicy(OverflowPolicy(Limits())))),
     "local": ("local", _plain(LocalOnly)),
     "cloud": ("cloud", _plain(CloudOnly)),
     "depth": ("depth:N", lambda text, argument: FixedDepth(_count(text, argument, 0))),

@@ -50,7 +50,8 @@ from node.simulate.engine import Sequence as EngineSequence
 from node.simulate.engine import SimulatedEngine
 from node.simulate.offered import sustained_batch
 from node.simulate.optimum import Bound
-from node.simulate.replay import Promise, Provider, Replay, replay
+from node.simulate.providers import Provider
+from node.simulate.replay import Promise, Replay, replay
 from node.simulate.values import TraceRequest
 
 LATE_SHARE = 0.005

@@ -10,7 +10,8 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from node.simulate.comparing import Question
     from node.simulate.formats.convert import Window
     from node.simulate.formats.ledger import LedgerTrace
+    from node.simulate.providers import Provider
     from node.simulate.values import TraceRequest
     from node.store.database import Place
 
@@ -32,6 +34,8 @@ _DEFAULT_PROFILE = "gpu-medium"
 _DEFAULT_PRICES = "holysheep/gemini-2.5-flash"
 _MOST_REQUESTS = 2_000_000
 _DEFAULT_BUDGET_S = 1.0
+_PROVIDER_KEYS = ("weight", "zone", "prices", "ttft-ms", "sigma")
+_SEEDS_APART = 1_000_003  # so that no two providers draw the same times
 
 _SIMULATE = """\
 Replay a trace of requests through the node's own routing, beside other policies, without an engine and without a
@@ -54,6 +58,7 @@ policies:
 examples:
   spillway simulate azure_code --load 1.5 --bound
   spillway simulate --from-ledger --since 24h --profile mine.json --html yesterday.html
+  spillway simulate azure_code --provider 'gpu-2 zone=premises weight=2' --provider 'holysheep ttft-ms=400'
   spillway simulate monday.csv --profile gpu-small --ttft-budget-ms 3000
   spillway simulate code_bursty --traces ~/traces --load 1.5 --pinned-share 0.2
   spillway simulate AzureLLMInferenceTrace_conv.csv --speed 4 --policy overflow --policy depth:4 --prices 0.8,2.5
@@ -140,6 +145,13 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         "--provider-sigma", metavar="X", default="0.35", help="its spread, of the logarithm (default: %(default)s)"
     )
     parser.add_argument(
+        "--provider",
+        action="append",
+        metavar="SPEC",
+        help="instead of that one cloud, repeatable: 'NAME weight=2 zone=premises prices=0,0 ttft-ms=200 sigma=0.2'; "
+        "what is left out is as above, on the premises for nothing",
+    )
+    parser.add_argument(
         "--pinned-share", metavar="X", help="share of requests that never leave (default: 0; of a ledger: those pinned)"
     )
     parser.add_argument(
@@ -199,10 +211,12 @@ def _simulate(options: argparse.Namespace, ledger: Place | None) -> int:
 
 
 def _question(options: argparse.Namespace, ledger: Place | None) -> Question:
+    from node.routing.values import Zone
     from node.simulate.comparing import Question, pick_pinned
     from node.simulate.offered import speed_for
     from node.simulate.profiles import find_profile
-    from node.simulate.replay import Promise, Provider
+    from node.simulate.providers import Provider
+    from node.simulate.replay import Promise
     from node.simulate.trace import capped, sped_up
 
     profile = find_profile(options.profile)
@@ -219,6 +233,9 @@ def _question(options: argparse.Namespace, ledger: Place | None) -> Question:
         ttft_sigma=_number("--provider-sigma", options.provider_sigma, least=0, most=5),
         seed=seed,
     )
+    provider, *others = _providers(options.provider or (), provider)
+    if options.bound and (others or provider.zone is Zone.PREMISES):
+        raise SettingsError("--bound: is reckoned for one provider, in the cloud")
     pinned_share = None
     if options.pinned_share is not None:
         pinned_share = _number("--pinned-share", options.pinned_share, least=0, most=1)
@@ -249,7 +266,47 @@ def _question(options: argparse.Namespace, ledger: Place | None) -> Question:
         provider=provider,
         promise=Promise(ttft_budget_s=budget_s, pinned=pinned),
         seed=seed,
+        others=tuple(others),
     )
+
+
+def _providers(specs: Sequence[str], like: Provider) -> list[Provider]:
+    """Those described, `like` in what is left out; `like` itself where none is."""
+    if not specs:
+        return [like]
+    found = [_provider(text, replace(like, seed=like.seed + _SEEDS_APART * at)) for at, text in enumerate(specs)]
+    names = [each.name for each in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SettingsError(f"--provider {twice}: described twice")
+    return found
+
+
+def _provider(text: str, like: Provider) -> Provider:
+    from node.money import FREE
+    from node.routing.values import Zone
+
+    name, *words = text.split() or [""]
+    given = dict(word.partition("=")[::2] for word in words)
+    if unknown := next((key for key in given if key not in _PROVIDER_KEYS), None):
+        raise SettingsError(f"--provider {name}: {unknown}: the keys are {', '.join(_PROVIDER_KEYS)}, each KEY=VALUE")
+    if not name or "=" in name:
+        raise SettingsError(f"--provider {text!r}: begins with a name, such as 'gpu-2 zone=premises'")
+    if given.get("zone", Zone.CLOUD) not in list(Zone):
+        raise SettingsError(f"--provider {name}: zone: expected {' or '.join(Zone)}, got {given['zone']!r}")
+    provider = replace(like, name=name, zone=Zone(given.get("zone", Zone.CLOUD)))
+    if provider.zone is Zone.PREMISES:
+        provider = replace(provider, price=FREE)
+    if "prices" in given:
+        provider = replace(provider, price=_price(given["prices"], f"--provider {name}: prices"))
+    if "weight" in given:
+        provider = replace(provider, weight=_number(f"--provider {name}: weight", given["weight"], above=0))
+    if "ttft-ms" in given:
+        median_s = _number(f"--provider {name}: ttft-ms", given["ttft-ms"], above=0) / 1000
+        provider = replace(provider, ttft_median_s=median_s)
+    if "sigma" in given:
+        sigma = _number(f"--provider {name}: sigma", given["sigma"], least=0, most=5)
+        provider = replace(provider, ttft_sigma=sigma)
+    return provider
 
 
 def _history(options: argparse.Namespace, ledger: Place) -> LedgerTrace:
@@ -340,7 +397,7 @@ def _window(options: argparse.Namespace, *, seconds: float) -> Window:
     return Window(start_s=start_s, seconds=seconds)
 
 
-def _price(text: str) -> Price:
+def _price(text: str, key: str = "--prices") -> Price:
     """`INPUT,OUTPUT`, or a model of the price files that ship, with its provider before it where several have it."""
     from node.catalogue_files import default_models_dir, load_prices
     from node.money import Price
@@ -349,17 +406,17 @@ def _price(text: str) -> Price:
         try:
             input_usd, output_usd = (Decimal(part.strip()) for part in text.split(","))
         except (InvalidOperation, ValueError):
-            raise SettingsError(f"--prices {text!r}: expected INPUT,OUTPUT in dollars, such as 0.80,2.50") from None
+            raise SettingsError(f"{key} {text!r}: expected INPUT,OUTPUT in dollars, such as 0.80,2.50") from None
         if not all(usd.is_finite() and 0 <= usd <= 1_000_000 for usd in (input_usd, output_usd)):
-            raise SettingsError(f"--prices {text!r}: dollars per million tokens are from 0 to 1000000")
+            raise SettingsError(f"{key} {text!r}: dollars per million tokens are from 0 to 1000000")
         return Price(input_usd, output_usd)
     known = load_prices(default_models_dir())
     named = {f"{provider}/{model}": price for (provider, model), price in known.items()}
     matching = [name for name in named if name == text or name.partition("/")[2] == text]
     if not matching:
-        raise SettingsError(f"--prices {text!r}: no such price; there are {', '.join(sorted(named))}, or INPUT,OUTPUT")
+        raise SettingsError(f"{key} {text!r}: no such price; there are {', '.join(sorted(named))}, or INPUT,OUTPUT")
     if len(matching) > 1:
-        raise SettingsError(f"--prices {text!r}: several have it: {', '.join(sorted(matching))}")
+        raise SettingsError(f"{key} {text!r}: several have it: {', '.join(sorted(matching))}")
     return named[matching[0]]
 
 

@@ -17,7 +17,8 @@ from node.routing.values import Target
 from node.simulate.baselines import make_policy
 from node.simulate.offered import offered_load
 from node.simulate.optimum import Bound, lower_bound
-from node.simulate.replay import Outcome, Promise, Provider, Replay, replay, summary
+from node.simulate.providers import Provider
+from node.simulate.replay import Outcome, Promise, Replay, replay, summary
 from node.simulate.trace import CapCount
 from node.simulate.values import TraceRequest
 
@@ -27,7 +28,10 @@ _CURVE = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is to be simulated. `title` names the trace, `capped` says how much of it had to be cut to fit."""
+    """What is to be simulated. `title` names the trace, `capped` says how much of it had to be cut to fit.
+
+    `others` are providers beside `provider`.
+    """
 
     title: str
     trace: Sequence[TraceRequest]
@@ -37,6 +41,7 @@ class Question:
     provider: Provider
     promise: Promise
     seed: int
+    others: tuple[Provider, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +92,14 @@ def pick_pinned(requests: int, share: float, seed: int) -> frozenset[int]:
 
 def run_policy(question: Question, policy: str) -> Run:
     """The trace through one policy. Raises `SettingsError` for an unknown one."""
-    done = replay(question.trace, question.profile, question.provider, question.promise, make_policy(policy))
+    done = replay(
+        question.trace,
+        question.profile,
+        question.provider,
+        question.promise,
+        make_policy(policy),
+        question.others,
+    )
     late, pinned_late = late_nano_usd(question, done)
     local, cloud = _over_time(question.trace, done)
     return Run(
@@ -168,6 +180,19 @@ def answered_share(run: Run) -> float:
     return (sum(run.local) + sum(run.cloud)) / max(1, run.outcome.requests)
 
 
+def sent_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """A header, and a row per policy: which share of the requests went to each provider. Empty where there is one."""
+    question = comparison.question
+    if not question.others:
+        return []
+    names = [each.name for each in (question.provider, *question.others)]
+    shares = [
+        (run.policy, *(_percent(run.outcome.sent.get(name, 0) / run.outcome.requests) for name in names))
+        for run in comparison.runs
+    ]
+    return [("sent to", *names), *shares]
+
+
 HEADER = ("policy", "in budget", "pinned in", "cloud", "spend $", "x bound", "p50 s", "p95 s", "p99 s", "engine busy")
 
 
@@ -200,10 +225,14 @@ def facts(comparison: Comparison) -> list[str]:
     lines = [
         f"{question.title}: {len(trace):,} {'request' if len(trace) == 1 else 'requests'} in {duration_s:,.0f} s, "
         f"speed {question.speed:.3g}, {load} on {question.profile.name}",
-        f"promise: first token in {promise.ttft_budget_s:g} s; {len(promise.pinned):,} pinned; "
-        f"cloud TTFT: median {provider.ttft_median_s:g} s, sigma {provider.ttft_sigma:g}; "
-        f"price: ${_price(provider.price)} per million tokens, input/output",
+        f"promise: first token in {promise.ttft_budget_s:g} s; {len(promise.pinned):,} pinned"
+        + ("" if question.others else f"; cloud {_figures(provider)}"),
     ]
+    if question.others:
+        lines += [
+            f"{each.name} ({each.zone}, weight {each.weight:g}): {_figures(each)}"
+            for each in (provider, *question.others)
+        ]
     if question.capped.capped:
         lines.append(
             f"cut to fit {question.profile.context_tokens:,} tokens of context: {question.capped.capped:,} requests"
@@ -218,16 +247,17 @@ def facts(comparison: Comparison) -> list[str]:
 
 def text(comparison: Comparison) -> str:
     """The table for a terminal, what was simulated above it."""
-    body = rows(comparison)
-    widths = [max(len(row[column]) for row in (HEADER, *body)) for column in range(len(HEADER))]
+    tables = [[HEADER, *rows(comparison)], sent_rows(comparison)]
+    return "\n".join([*facts(comparison), *(line for table in tables if table for line in ("", *_lines(table)))])
 
-    def line(cells: Iterable[str]) -> str:
-        return "  ".join(
+
+def _lines(table: Sequence[tuple[str, ...]]) -> Iterable[str]:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        yield "  ".join(
             cell.ljust(width) if column == 0 else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ).rstrip()
-
-    return "\n".join([*facts(comparison), "", line(HEADER), *map(line, body)])
 
 
 def as_json(comparison: Comparison) -> bytes:
@@ -246,12 +276,8 @@ def as_json(comparison: Comparison) -> bytes:
             "ttft_budget_s": question.promise.ttft_budget_s,
             "pinned": len(question.promise.pinned),
         },
-        "provider": {
-            "ttft_median_s": question.provider.ttft_median_s,
-            "ttft_sigma": question.provider.ttft_sigma,
-            "input_usd_per_mtok": float(question.provider.price.input_usd_per_mtok),
-            "output_usd_per_mtok": float(question.provider.price.output_usd_per_mtok),
-        },
+        "provider": _provider_json(question.provider),
+        "others": [_provider_json(each) for each in question.others],
         "seed": question.seed,
         "bound": None
         if bound is None
@@ -264,6 +290,18 @@ def as_json(comparison: Comparison) -> bytes:
         "policies": [_run_json(comparison, run) for run in comparison.runs],
     }
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+def _provider_json(provider: Provider) -> dict[str, Any]:
+    return {
+        "name": provider.name,
+        "zone": provider.zone,
+        "weight": provider.weight,
+        "ttft_median_s": provider.ttft_median_s,
+        "ttft_sigma": provider.ttft_sigma,
+        "input_usd_per_mtok": float(provider.price.input_usd_per_mtok),
+        "output_usd_per_mtok": float(provider.price.output_usd_per_mtok),
+    }
 
 
 def _run_json(comparison: Comparison, run: Run) -> dict[str, Any]:
@@ -297,6 +335,13 @@ def usd(nano_usd: int, most_nano_usd: int) -> str:
     most = most_nano_usd / NANO_PER_USD
     decimals = 2 if most >= 10 else 3 if most >= 0.5 else 6
     return f"{nano_usd / NANO_PER_USD:,.{decimals}f}"
+
+
+def _figures(provider: Provider) -> str:
+    return (
+        f"TTFT: median {provider.ttft_median_s:g} s, sigma {provider.ttft_sigma:g}; "
+        f"price: ${_price(provider.price)} per million tokens, input/output"
+    )
 
 
 def _price(price: Price) -> str:

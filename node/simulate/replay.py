@@ -1,6 +1,6 @@
 """A trace through the node's own routing in virtual time: the same `Admission`, policies and learned models as live.
 
-What stands in for the rest of the node: `SimulatedEngine` for vLLM, a provider whose time to first token is drawn from
+What stands in for the rest of the node: `SimulatedEngine` for vLLM, providers whose time to first token is drawn from
 a log-normal distribution (the same draw for the same request under every policy), and a router that is told of a
 request what the node knows of one: its prompt length, its caller, and how long that caller's earlier answers were. How
 long this answer will be it learns when it is over.
@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import heapq
 import math
-import random
-from collections import deque
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from node.money import Price, Usage
+from node.money import Usage
 from node.routing.admission import Admission, Placement
 from node.routing.lengths import OutputLengths
 from node.routing.policy import Policy
 from node.routing.profile import EngineProfile
-from node.routing.ttft import ProviderTtft
 from node.routing.values import (
     CloudOption,
     Decision,
@@ -35,34 +33,11 @@ from node.simulate.baselines import Observes, Seen
 from node.simulate.engine import Sequence as EngineSequence
 from node.simulate.engine import StepReport
 from node.simulate.observed import ObservedEngine
+from node.simulate.providers import Provider, SimulatedProviders
 from node.simulate.values import TraceRequest
 
 _MAX_OUTPUT_TOKENS = 1_000_000
-_CLOUD = "cloud"
-_OUTAGE_SHOWS_S = 0.05  # a connection that is refused, or a 503
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provider:
-    """The simulated cloud. TTFT is log-normal.
-
-    `outages` are (from, to) in seconds of the trace: a call made in one fails after a moment. `calls_per_minute` is its
-    rate limit: a call beyond it fails at once. None: no limit. After either failure the node leaves the provider alone
-    for `pause_s`, as it does for a rate limit that says no time.
-    """
-
-    price: Price
-    ttft_median_s: float = 0.35
-    ttft_sigma: float = 0.35
-    outages: tuple[tuple[float, float], ...] = ()
-    calls_per_minute: int | None = None
-    pause_s: float = 1.0
-    seed: int = 0
-
-    def ttft_s(self, index: int) -> float:
-        """The time to first token of request `index`."""
-        draw = random.Random(f"{self.seed}/{index}").gauss(0.0, self.ttft_sigma)
-        return self.ttft_median_s * math.exp(draw)
+_MOST_CALLS = 2  # as in the dispatcher: what fails twice is reported
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +64,7 @@ class Fate:
     expected: Expectation | None = None
     was_kept: bool = False
     cost_nano_usd: int = 0
+    provider: str | None = None
 
 
 @dataclass(slots=True)
@@ -102,36 +78,6 @@ class Replay:
     failed_calls: int = 0
 
 
-class _Calls:
-    """Calls to the provider as they come: which of them fail, and whether it is left alone for that."""
-
-    def __init__(self, provider: Provider) -> None:
-        self._provider = provider
-        self._taken_s: deque[float] = deque()  # of the last minute
-        self._paused_until_s = 0.0
-
-    def fails_after_s(self, now_s: float) -> float | None:
-        """Seconds until a call made now fails; None: it does not, and counts towards the rate limit."""
-        if any(from_s <= now_s < to_s for from_s, to_s in self._provider.outages):
-            return _OUTAGE_SHOWS_S
-        most, taken_s = self._provider.calls_per_minute, self._taken_s
-        if most is not None:
-            while taken_s and taken_s[0] <= now_s - 60.0:
-                taken_s.popleft()
-            if len(taken_s) >= most:
-                return 0.0
-            taken_s.append(now_s)
-        return None
-
-    def failed(self, now_s: float) -> None:
-        """Take in a failure."""
-        self._paused_until_s = now_s + self._provider.pause_s
-
-    def is_available(self, now_s: float) -> bool:
-        """Whether the node would call the provider now."""
-        return now_s >= self._paused_until_s
-
-
 class _World:
     """The trace being replayed."""
 
@@ -139,28 +85,25 @@ class _World:
         self,
         trace: Sequence[TraceRequest],
         profile: EngineProfile,
-        provider: Provider,
+        providers: Sequence[Provider],
         promise: Promise,
         policy: Policy,
     ) -> None:
         self.trace = trace
         self.profile = profile
-        self.provider = provider
+        self.providers = SimulatedProviders(providers)
         self.promise = promise
         self.observed = ObservedEngine(profile)
         self.engine = self.observed.simulated
         self.observer = self.observed.observer
         self.lengths = OutputLengths()
-        self.ttft = ProviderTtft(assumed_s=provider.ttft_median_s * 2)
         self.now_s = 0.0
         self.replay = Replay([None] * len(trace))
         self.features: dict[int, Features] = {}
         self.first_tokens: list[tuple[float, int]] = []  # cloud answers under way
         self.failures: list[tuple[float, int]] = []  # cloud calls that are about to fail
-        self.failed: set[int] = set()  # requests whose call has failed
-        self.calls = _Calls(provider)
+        self.failed: dict[int, frozenset[str]] = {}  # where calls of a request have failed
         self._observer = policy if isinstance(policy, Observes) else None
-        self._option: CloudOption | None = None
         self.admission = Admission(
             policy=policy, engine=self._load, cloud_options=self._options, on_leaving=self._leaving
         )
@@ -184,10 +127,10 @@ class _World:
                 self._stepped(self.observed.step(now))
             elif times[3] is not None and times[3] <= now:
                 _, answered = heapq.heappop(self.first_tokens)
-                self.ttft.add(self.provider.ttft_s(answered), now)
+                provider = self._provider_of(answered)
+                self.providers.began(provider.name, answered, now)
                 self._promised(answered, now - trace[answered].arrival_s)
-                self._option = None
-                self._tell(answered, ttft_s=self.provider.ttft_s(answered), output_tokens=trace[answered].output_tokens)
+                self._tell(answered, ttft_s=provider.ttft_s(answered), output_tokens=trace[answered].output_tokens)
             elif times[4] is not None and times[4] <= now:
                 self._failed(heapq.heappop(self.failures)[1])
             elif times[1] is not None and times[1] <= now:
@@ -208,12 +151,16 @@ class _World:
 
     def _failed(self, index: int) -> None:
         """A call has failed: the request is decided again without the provider, as the dispatcher does."""
+        name = self._provider_of(index).name
         self.replay.failed_calls += 1
-        self.calls.failed(self.now_s)
+        self.providers.failed(name, self.now_s)
         self._tell(index, ttft_s=0.0, output_tokens=0)
-        self.failed.add(index)
+        failed = self.failed[index] = self.failed.get(index, frozenset()) | {name}
+        if len(failed) == _MOST_CALLS:
+            self.replay.fates[index] = Fate(self.now_s, Reason.CLOUD_FAILED, Target.REFUSE)
+            return
         self.replay.fates[index] = None
-        self._admit(self.features[index], frozenset({_CLOUD}))
+        self._admit(self.features[index], failed)
 
     def _admit(self, features: Features, failed: frozenset[str]) -> None:
         decision, settled = self.admission.arrive(features, self.now_s, failed)
@@ -269,13 +216,16 @@ class _World:
             self.observed.submit(sequence, self.now_s)
             self.admission.entered(features.request_id)
         elif decision.target is Target.CLOUD:
-            fails_after_s = self.calls.fails_after_s(self.now_s)
+            assert decision.cloud is not None
+            fate.provider = decision.cloud.provider
+            fails_after_s = self.providers.call(fate.provider, index, request, self.now_s)
             if fails_after_s is not None:
                 heapq.heappush(self.failures, (self.now_s + fails_after_s, index))
                 return
-            ttft_s = self.provider.ttft_s(index)
+            provider = self.providers[fate.provider]
+            ttft_s = provider.ttft_s(index)
             fate.ttft_s = self.now_s + ttft_s - request.arrival_s
-            fate.cost_nano_usd = self.provider.price.cost_nano_usd(Usage(request.prompt_tokens, request.output_tokens))
+            fate.cost_nano_usd = provider.price.cost_nano_usd(Usage(request.prompt_tokens, request.output_tokens))
             heapq.heappush(self.first_tokens, (self.now_s + ttft_s, index))
 
     def _stepped(self, report: StepReport) -> None:
@@ -324,35 +274,40 @@ class _World:
 
     def _leaving(self) -> None:
         self.observer.lateness.leaves()
-        self._option = None
+        self.providers.changed()
 
     def _options(self, failed: frozenset[str]) -> tuple[CloudOption, ...]:
-        if self._option is None:
-            self._option = CloudOption(
-                provider=_CLOUD,
-                model="simulated",
-                capabilities=frozenset(),
-                context_tokens=10**9,
-                max_output_tokens=None,
-                price=self.provider.price,
-                ttft_high_s=self.ttft.high_s(self.now_s, self.observer.lateness.cloud_share),
-                ttft_likely_s=self.ttft.likely_s(self.now_s),
-            )
-        if _CLOUD in failed or not self.calls.is_available(self.now_s):
-            return (replace(self._option, available=False),)
-        return (self._option,)
+        return self.providers.options(self.now_s, self.observer.lateness.cloud_share, failed)
+
+    def _provider_of(self, index: int) -> Provider:
+        """Whose call the request's last one was."""
+        fate = self.replay.fates[index]
+        assert fate is not None
+        assert fate.provider is not None
+        return self.providers[fate.provider]
 
 
 def replay(
-    trace: Sequence[TraceRequest], profile: EngineProfile, provider: Provider, promise: Promise, policy: Policy
+    trace: Sequence[TraceRequest],
+    profile: EngineProfile,
+    provider: Provider,
+    promise: Promise,
+    policy: Policy,
+    others: Sequence[Provider] = (),
 ) -> Replay:
-    """Every request of `trace`, sorted by arrival, through `policy`; returns when the last answer is over."""
-    return _World(trace, profile, provider, promise, policy).run()
+    """Every request of `trace`, sorted by arrival, through `policy`; returns when the last answer is over.
+
+    `others` are providers beside `provider`, with names of their own.
+    """
+    return _World(trace, profile, (provider, *others), promise, policy).run()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A replay in figures. Shares are fractions; None where there was nothing to count."""
+    """A replay in figures. Shares are fractions; None where there was nothing to count.
+
+    `sent`: requests by the provider that they were last sent to.
+    """
 
     requests: int
     spillable: int
@@ -366,6 +321,7 @@ class Outcome:
     utilisation: float
     preemptions: int
     reasons: dict[str, int] = field(default_factory=dict)
+    sent: dict[str, int] = field(default_factory=dict)
 
 
 def summary(trace: Sequence[TraceRequest], promise: Promise, done: Replay) -> Outcome:
@@ -398,6 +354,7 @@ def summary(trace: Sequence[TraceRequest], promise: Promise, done: Replay) -> Ou
         utilisation=done.busy_s / done.ended_s if done.ended_s else 0.0,
         preemptions=done.preemptions,
         reasons=dict(sorted(reasons.items())),
+        sent=dict(sorted(Counter(fate.provider for fate in done.fates if fate and fate.provider).items())),
     )
 
 

@@ -35,7 +35,8 @@ from node.simulate.baselines import make_policy
 from node.simulate.offered import speed_for
 from node.simulate.optimum import Bound, lower_bound
 from node.simulate.profiles import find_profile, profiles_dir
-from node.simulate.replay import Outcome, Promise, Provider, Replay, replay, summary
+from node.simulate.providers import Provider
+from node.simulate.replay import Outcome, Promise, Replay, replay, summary
 from node.simulate.trace import capped, read_trace, sped_up
 from node.simulate.values import TraceRequest
 from node.simulate.workloads import WorkloadKind, generate

@@ -6,7 +6,8 @@ from dataclasses import replace
 from node.routing.profile import EngineProfile
 from node.routing.values import Target
 from node.simulate.baselines import make_policy
-from node.simulate.replay import Promise, Provider, Replay, replay, summary
+from node.simulate.providers import Provider
+from node.simulate.replay import Promise, Replay, replay, summary
 from node.simulate.values import TraceRequest
 
 PATIENCE_S = 60.0  # `max_wait_s` as it is by default: without a cloud, some wait for so long and are refused

@@ -33,7 +33,8 @@ from node.routing.values import Limits
 from node.settings import RoutingSettings
 from node.simulate.offered import offered_load, speed_for
 from node.simulate.profiles import read_profile
-from node.simulate.replay import Promise, Provider, replay
+from node.simulate.providers import Provider
+from node.simulate.replay import Promise, replay
 from node.simulate.trace import sped_up
 from node.simulate.values import TraceRequest
 from node.simulate.workloads import WorkloadKind, generate

@@ -11,7 +11,8 @@ from _policy_cost import decision_costs
 from _policy_trouble import HEADER, trouble_rows
 
 from node.simulate.profiles import find_profile
-from node.simulate.replay import Outcome, Promise, Provider
+from node.simulate.providers import Provider
+from node.simulate.replay import Outcome, Promise
 from node.simulate.trace import write_trace
 from node.simulate.values import TraceRequest
 from node.simulate.workloads import WorkloadKind

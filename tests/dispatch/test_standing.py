@@ -155,6 +155,29 @@ def test_overload_that_names_a_time_is_left_alone_for_it() -> None:
     assert of.is_available(1003.0)
 
 
+@pytest.mark.parametrize("error", [UpstreamAuth("no such key"), UpstreamQuota("pay"), UpstreamRateLimited("slow down")])
+def test_what_is_heard_of_the_old_key_after_an_exchange_says_nothing_of_the_new_one(error: SpillwayError) -> None:
+    of = standing()
+    of.under("old")
+    before = visit(of)
+    of.under("new")
+    before.failed(error, 1001.0)
+    before.left(1001.0)
+    assert (of.isolated_by, of.is_available(1001.0), of.in_flight) == (None, True, 0)
+    visit(of, 1002.0).failed(error, 1002.0)
+    assert not of.is_available(1002.0)
+
+
+def test_pause_that_was_asked_of_the_old_key_ends_with_it() -> None:
+    of = standing()
+    of.under("old")
+    of.failed(UpstreamRateLimited("slow down", retry_after_s=30.0), 1000.0)
+    of.under("old")
+    assert not of.is_available(1001.0)
+    of.under("new")
+    assert of.is_available(1001.0)
+
+
 def test_operator_isolates_and_restores() -> None:
     of = standing()
     of.isolate("operator", 1000.0)

@@ -8,9 +8,10 @@ import pytest
 
 from node.catalogue import LocalModel
 from node.errors import SettingsError
-from node.local.arguments import check_torchvision, command_line, environment, parse
+from node.local.arguments import check_torchvision, command_line, environment, parse, refusals_named
 
 MODEL = LocalModel(source="/models/demo", revision=None, context_tokens=2048, capabilities=frozenset())
+DEMO = replace(MODEL, source=str(Path(__file__).resolve().parents[2] / "models" / "demo"))
 
 
 def words(model: LocalModel, *, cuda: bool = False) -> str:
@@ -115,3 +116,35 @@ def test_torchvision_of_another_build_is_refused_with_its_remedy(
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(SettingsError, match="pip uninstall torchvision torchaudio torchcodec"):
         check_torchvision()
+
+
+@pytest.mark.parametrize(
+    ("context_tokens", "given", "field", "words"),
+    [
+        (512, {"max_num_seqs": 4, "max_num_batched_tokens": 2}, "engine_args.max_num_batched_tokens", "(2) must be"),
+        (512, {"gpu_memory_utilization": 2.0}, "engine_args.gpu_memory_utilization", "less than or equal to 1"),
+        (512, {"tensor_parallel_size": 3}, "engine_args.tensor_parallel_size", "must be divisible"),
+        (512, {"quantization": "awq"}, "engine_args.quantization", "Cannot find the config file for awq"),
+        (512, {"hf_overrides": {"num_hidden_layers": "x"}}, "engine_args", "expected int, got str"),
+        (1_000_000, {}, "context_tokens", "greater than the derived max_model_len"),
+    ],
+)
+def test_argument_that_only_the_engine_refuses_is_a_settings_error_that_names_it(
+    context_tokens: int, given: dict[str, Any], field: str, words: str
+) -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    model = replace(DEMO, context_tokens=context_tokens, engine_args=given)
+    args = parse("demo", command_line("demo", model, cuda=False))
+    with pytest.raises(SettingsError) as refused, refusals_named("demo", model):
+        AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    assert refused.value.message.startswith(f"demo: {field}: ")
+    assert words in refused.value.message
+    assert "\n" not in refused.value.message
+    assert "errors.pydantic.dev" not in refused.value.message
+
+
+def test_failure_that_names_no_argument_may_pass_where_weights_come_over_the_network() -> None:
+    model = replace(DEMO, source="org/model", engine_args={"max_num_seqs": 4})
+    with pytest.raises(ValueError, match="Invalid repository ID"), refusals_named("demo", model):
+        raise ValueError("Invalid repository ID or local directory specified: 'org/model'")

@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -24,6 +25,7 @@ from node.emulator.server import Emulator
 PROVIDER_KEY = "test-provider-key"
 ADMIN_KEY = "sa-the-key-of-the-tests"
 _WITHIN_S = 60.0
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 def admin_port(port: int) -> int:
@@ -64,14 +66,25 @@ class NodeProcess:
         """Write the settings file."""
         self.config.write_text(config_text(self.emulator, self.port, more))
 
-    def start(self, *, before: tuple[str, ...] = (), output: int | None = None) -> None:
-        """Start it; `before` is a command that starts it in turn, `output` a descriptor in the log's place."""
+    def start(
+        self, *, before: tuple[str, ...] = (), output: int | None = None, environ: Mapping[str, str] = _NOTHING
+    ) -> None:
+        """Start it; `before` is a command that starts it in turn, `output` a descriptor in the log's place.
+
+        `environ` comes on top of this process's own.
+        """
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*before, sys.executable, "-m", "node.cli", "serve", "--config", str(self.config)],
                 stdout=log if output is None else output,
                 stderr=log if output is None else output,
-                env={**os.environ, "TEST_PROVIDER_KEY": PROVIDER_KEY, "SPILLWAY_ADMIN_KEY": ADMIN_KEY},
+                env={
+                    **os.environ,
+                    "SPILLWAY_DATA": str(self.config.parent / "data"),
+                    "TEST_PROVIDER_KEY": PROVIDER_KEY,
+                    "SPILLWAY_ADMIN_KEY": ADMIN_KEY,
+                    **environ,
+                },
                 start_new_session=True,
             )
 

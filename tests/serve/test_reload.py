@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from node.app import Node
-from node.errors import AuthenticationFailed
+from node.errors import AuthenticationFailed, UpstreamAuth
 from node.reload import Reloader
 from node.routing.breaker import BreakerState
 from node.routing.values import Zone
 from node.settings import Settings, load_settings
 
-ENVIRON = {"CLOUD_KEY": "provider-key"}
+ENVIRON = {"CLOUD_KEY": "provider-key", "NEW_KEY": "another"}
 MODEL = """
 name: small
 summary: for tests
@@ -194,6 +194,18 @@ async def test_row_76_provider_keeps_what_was_learned_and_gets_a_new_chance(hous
     assert now.ttft is learned
     assert now.standing is standing
     assert house.node.gate is not gate
+    await house.reloader.stop()
+
+
+@pytest.mark.parametrize("key", ["CLOUD_KEY", "NEW_KEY"])
+async def test_row_76_refusal_of_the_old_key_does_not_isolate_under_a_new_one(house: House, key: str) -> None:
+    standing = house.node.providers.states["cloud"].standing
+    under_way = standing.enter(time.monotonic())
+    assert under_way is not None
+    house.configure(SETTINGS.replace("CLOUD_KEY", key))
+    await house.reloader.reload()
+    under_way.failed(UpstreamAuth("no such key"), time.monotonic())
+    assert standing.is_available(time.monotonic()) is (key == "NEW_KEY")
     await house.reloader.stop()
 
 

@@ -8,9 +8,11 @@ from node.errors import SettingsError
 from node.money import Price
 from node.routing.policy import OverflowPolicy, Policy
 from node.routing.profile import EngineProfile, StepModel
-from node.routing.values import CloudOption, EngineLoad, EngineState, Features, Residency, Snapshot, Target
+from node.routing.targets import TargetsPolicy
+from node.routing.values import CloudOption, EngineLoad, EngineState, Features, Limits, Residency, Snapshot, Target
 from node.simulate.baselines import AimdShare, Seen, Spillover, make_policy
-from node.simulate.replay import Outcome, Promise, Provider, replay, summary
+from node.simulate.providers import Provider
+from node.simulate.replay import Outcome, Promise, replay, summary
 from node.simulate.values import TraceRequest
 
 STEP = StepModel(base_s=0.01, per_decode_s=0.0001, per_prefill_token_s=0.0001)
@@ -181,7 +183,7 @@ def test_the_article_looks_at_no_load() -> None:
 
 
 def test_overflow_is_the_nodes_own() -> None:
-    assert isinstance(make_policy("overflow"), OverflowPolicy)
+    assert make_policy("overflow") == TargetsPolicy(OverflowPolicy(Limits()))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from node.routing.profile import EngineProfile, StepModel
 from node.simulate.clairvoyant import _Engine, clairvoyant
 from node.simulate.engine import Sequence
 from node.simulate.optimum import lower_bound
-from node.simulate.replay import Promise, Provider, summary
+from node.simulate.providers import Provider
+from node.simulate.replay import Promise, summary
 from node.simulate.values import TraceRequest
 
 PRICE = Price(Decimal(1), Decimal(4))

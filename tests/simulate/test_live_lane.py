@@ -27,7 +27,8 @@ from node.routing.values import (
 )
 from node.simulate.engine import Sequence
 from node.simulate.observed import ObservedEngine
-from node.simulate.replay import Fate, Promise, Provider, replay
+from node.simulate.providers import Provider
+from node.simulate.replay import Fate, Promise, replay
 from node.simulate.values import TraceRequest
 from tests.dispatch.virtual_time import VirtualLoop, now_s
 

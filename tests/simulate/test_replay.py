@@ -10,7 +10,8 @@ from node.routing.policy import OverflowPolicy
 from node.routing.profile import EngineProfile, StepModel
 from node.routing.values import Limits, Reason, Target
 from node.simulate.baselines import make_policy
-from node.simulate.replay import Fate, Promise, Provider, Replay, replay, summary
+from node.simulate.providers import Provider
+from node.simulate.replay import Fate, Promise, Replay, replay, summary
 from node.simulate.values import TraceRequest
 
 PROFILE = EngineProfile(

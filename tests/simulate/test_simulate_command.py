@@ -258,3 +258,43 @@ def test_what_is_not_in_the_folder_of_traces_is_refused_naming_what_is(
         capsys, "simulate", "poisson", "--traces", str(tmp_path)
     )
     assert "--traces" in refused(capsys, "simulate", "poisson", "--traces", str(tmp_path / "nowhere"))
+
+
+NEAR_AND_FAR = ["--provider", "gpu-2 zone=premises weight=2", "--provider", "far ttft-ms=400 prices=1,4"]
+
+
+def test_several_providers_are_described_and_who_was_sent_where_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "figures.json"
+    assert main([*SHORT, *NEAR_AND_FAR, "--json", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "gpu-2 (premises, weight 2): TTFT: median 0.35 s, sigma 0.35; price: $0/0 per million tokens" in said
+    assert "far (cloud, weight 1): TTFT: median 0.4 s, sigma 0.35; price: $1/4 per million tokens" in said
+    header, *rows = said[said.index("sent to") :].splitlines()
+    assert header.split()[2:] == ["gpu-2", "far"]
+    assert [row.split()[0] for row in rows] == ["overflow", "depth:4", "cloud"]
+    document = json.loads(path.read_text())
+    assert [each["name"] for each in (document["provider"], *document["others"])] == ["gpu-2", "far"]
+    assert set(document["policies"][0]["sent"]) <= {"gpu-2", "far"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (["zone=premises"], "begins with a name"),
+        (["a colour=red"], "--provider a: colour: the keys are weight, zone"),
+        (["a zone=moon"], "--provider a: zone: expected"),
+        (["a weight=0"], "--provider a: weight: expected a number above 0"),
+        (["a prices=x,y"], "--provider a: prices 'x,y': expected INPUT,OUTPUT"),
+        (["a", "a"], "--provider a: described twice"),
+    ],
+)
+def test_provider_that_is_described_wrongly_is_refused(
+    spec: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refused(capsys, *SHORT, *(word for each in spec for word in ("--provider", each)))
+
+
+def test_the_bound_is_for_one_provider_in_the_cloud(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--bound" in refused(capsys, *SHORT, *NEAR_AND_FAR, "--bound")
