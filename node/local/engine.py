@@ -18,6 +18,7 @@ from typing import Any
 from node.catalogue import LocalModel
 from node.errors import EngineUnavailable, SettingsError
 from node.local import arguments
+from node.local.importing import importing_vllm
 from node.local.outputs import CountedEngine, Tally
 from node.local.prefill import PrefillQueue
 from node.local.processes import EngineProcess, descendants, spawning_apart, step_back, step_up, sweep
@@ -222,7 +223,8 @@ class LocalEngine:
         self._start_ended = asyncio.Event()
         try:
             async with _one_start_at_a_time:
-                await self._start()
+                with importing_vllm():
+                    await self._start()
         except SettingsError:
             await self._give_up()
             raise
@@ -271,12 +273,10 @@ class LocalEngine:
         return llm, args
 
     async def _finish_start(self, args: Any) -> None:
-        from starlette.datastructures import State
-        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-
-        state = State()
-        await init_app_state(CountedEngine(self._llm), state, args, await self._llm.get_supported_tasks())
-        serving = Serving(self._llm, state)
+        tasks = await self._llm.get_supported_tasks()
+        # Half a second of imports and templates, again some 0.2 s for each later engine: too much for the event loop.
+        loop = asyncio.get_running_loop()
+        serving = await loop.run_in_executor(self._builder, _serving, self._llm, args, tasks)
         self._stats = StepStats(self._on_timed)
         self._prefill = PrefillQueue(self._llm.output_processor.request_states)
         grammar = bool(self.model.capabilities & _GRAMMAR_CAPABILITIES)
@@ -388,6 +388,16 @@ class LocalEngine:
         await asyncio.to_thread(sweep, self._processes, 1.0)
         self._processes = frozenset()
         self._builder.shutdown(wait=False)
+
+
+def _serving(llm: Any, args: Any, tasks: Any) -> Serving:
+    """Runs in a thread. What vLLM builds here binds to no event loop before it is first used."""
+    from starlette.datastructures import State
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+
+    state = State()
+    asyncio.run(init_app_state(CountedEngine(llm), state, args, tasks))
+    return Serving(llm, state)
 
 
 def _stat_logger(record: Callable[[Any], None]) -> type:
