@@ -386,6 +386,8 @@ class LocalEngine:
                 step_up(self._processes)
             await asyncio.to_thread(llm.shutdown, grace_s)
         await asyncio.to_thread(sweep, self._processes, 1.0)
+        if llm is not None:
+            await asyncio.to_thread(_give_back, llm.engine_core.resources)
         self._processes = frozenset()
         self._builder.shutdown(wait=False)
 
@@ -398,6 +400,18 @@ def _serving(llm: Any, args: Any, tasks: Any) -> Serving:
     state = State()
     asyncio.run(init_app_state(CountedEngine(llm), state, args, tasks))
     return Serving(llm, state)
+
+
+def _give_back(resources: Any) -> None:
+    """Close what vLLM leaves to the garbage collector, which comes late or never, of an engine that has been ended.
+
+    That is a ZeroMQ context, with threads and a dozen descriptors, and two pipes per process. The context's sockets
+    have been closed by vLLM's shutdown: with one still open, this would not return.
+    """
+    resources.ctx.term()
+    for process in resources.engine_manager.processes:
+        if not process.is_alive():
+            process.close()
 
 
 def _stat_logger(record: Callable[[Any], None]) -> type:
