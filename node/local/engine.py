@@ -410,8 +410,8 @@ def _give_back(resources: Any) -> None:
     """
     resources.ctx.term()
     for process in resources.engine_manager.processes:
-        if not process.is_alive():
-            process.close()
+        # Not its own `close`, which wants to have seen the end itself: `sweep` may have taken the exit status.
+        process._popen.close()
 
 
 def _stat_logger(record: Callable[[Any], None]) -> type:
