@@ -1,5 +1,6 @@
 """Which provider misbehaves how, and when: seeded, in episodes of a few dozen requests."""
 
+import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ Armed = Mapping[str, Mapping[str, float | int | None]]
 """What is put to ``/emulator/switches``."""
 
 _CALM, _STORM = 0.2, 0.06
-_AT_ONCE = 3
-_OFTEN = (0.1, 0.2, 0.3)
+_AT_ONCE = 2
+_OFTEN = (0.1, 0.2)
 _STORMS = (Switch.ERROR_503, Switch.SILENCE, Switch.FLAPPING, Switch.RESET_MID_STREAM, Switch.RATE_LIMIT_ZERO)
 
 # These take a provider away for seconds, a minute, or until the operator reloads: one hit is as good as ten.
@@ -39,7 +40,7 @@ class Episode:
 
 def weather(seed: int, providers: Sequence[str]) -> Iterator[Episode]:
     """Episodes without end. Every provider goes through all misbehaviours, in an order of its own, again and again."""
-    decks = {name: _deck(random.Random(f"{seed}/{name}")) for name in providers}
+    decks = {name: _deck(random.Random(f"{seed}/{name}"), 3 * number) for number, name in enumerate(providers)}
     chance = random.Random(f"{seed}/weather")
     while True:
         yield Episode({name: _armed(chance, decks[name]) for name in providers})
@@ -59,9 +60,11 @@ def _armed(chance: random.Random, deck: Iterator[Switch]) -> Armed:
     return armed
 
 
-def _deck(chance: random.Random) -> Iterator[Switch]:
-    while True:
+def _deck(chance: random.Random, long_round: int) -> Iterator[Switch]:
+    for number in itertools.count():
         cards = list(Switch)
         chance.shuffle(cards)
-        cards.sort(key=lambda switch: switch in _MINUTE_LONG)  # else a short campaign would be over meanwhile
-        yield from cards
+        # The longest only once, and never at two providers in one round: else there would be nobody to call.
+        yield from [each for each in cards if each not in _MINUTE_LONG]
+        if number == long_round:
+            yield from sorted(_MINUTE_LONG)

@@ -81,7 +81,7 @@ def test_evidence_is_put_together_from_logs_and_bills() -> None:
 
 
 def test_every_provider_goes_through_every_fault_and_the_same_seed_gives_the_same_weather() -> None:
-    first, again = (list(islice(weather(7, ("north", "south")), 60)) for _ in range(2))
+    first, again = (list(islice(weather(7, ("north", "south")), 200)) for _ in range(2))
     assert first == again
     for name in ("north", "south"):
         assert {switch for episode in first for switch in episode.armed[name]} == {each.value for each in Switch}
