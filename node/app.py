@@ -54,6 +54,7 @@ from node.local.orphans import EngineNote, notes_folder, sweep_orphans
 from node.local.processes import EngineProcess
 from node.local.supervision import Rules, Supervision
 from node.local.supervisor import Supervisor, Surroundings
+from node.loop_metrics import LoopMetrics
 from node.metrics import Metrics
 from node.privacy.checks import check_pins, check_zones, without_cloud
 from node.privacy.content import ContentRules
@@ -75,6 +76,7 @@ from node.store.usage_reader import UsageReader
 from node.store_place import place_for
 from node.watch.host import HostReader
 from node.watch.host_watch import HostWatch
+from node.watch.loop_watch import LoopWatch
 from node.watch.nvml import NvmlReader
 from node.watch.values import free_bytes_for
 from node.watch.watch import GpuWatch
@@ -174,6 +176,8 @@ class Node:
         self.host_watch = HostWatch(self.host, lambda: self.door.inside)
         self.door = Door(strain=self.host_watch.strain, max_bytes=lambda: self.settings.api.max_bytes_in_flight)
         self.metrics.registry.register(DoorMetrics(self.door))
+        self.loop_watch = LoopWatch(clock)
+        self.metrics.registry.register(LoopMetrics(self.loop_watch.pauses))
         self._running: list[asyncio.Task[None]] = []
         self.hopeless: SettingsError | None = None
         """What keeps a model from being served here or elsewhere, once the first start of its engine has shown it."""
@@ -245,6 +249,7 @@ class Node:
         self.key_watch.start()
         self.watch.start()
         self.host_watch.start()
+        self.loop_watch.start()
         self.health.start()
         if self.engines:
             self._running = [asyncio.create_task(self._keep_alive())]
@@ -261,6 +266,7 @@ class Node:
         await self.gate.aclose()
         await self.usage.close()
         await self.ledger.close()
+        await self.loop_watch.stop()
         await self.host_watch.stop()
         await self.watch.stop()
 
@@ -313,6 +319,7 @@ class Node:
                 "turned_away": dict(sorted(self.door.turned_away.items())),
                 "strain": dataclasses.asdict(self.host_watch.strain()),
             },
+            "loop": self.loop_watch.document(),
             "engines": {name: _engine_document(lane) for name, lane in self.lanes.items() if lane.engine is not None},
             "supervision": {name: engine.document() for name, engine in self.engines.items()},
             "gpus": None if gpus.gpus is None else [dataclasses.asdict(gpu) for gpu in gpus.gpus],

@@ -89,6 +89,7 @@ def _config(options: argparse.Namespace) -> EmulatorConfig:
         log_path=options.log,
         fsync=options.fsync,
         log_prompts=options.log_prompts,
+        bill_answers=options.bill_answers,
         redirect_to=options.redirect_to,
         tls_cert=options.tls_cert,
         tls_key=options.tls_key,
@@ -120,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--log", type=Path, help="append the log of arrivals to this file")
     add("--fsync", action="store_true", help="have every line on disk before going on")
     add("--log-prompts", action="store_true", help="log the prompts' text, not only their SHA-256")
+    add("--bill-answers", action="store_true", help="put the whole text of each answer on the bill")
     add("--redirect-to", default=defaults.redirect_to, help="where the redirect switch points")
     add("--tls-cert", type=Path)
     add("--tls-key", type=Path)

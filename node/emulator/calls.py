@@ -19,7 +19,7 @@ from node.emulator.switches import Switch
 
 @dataclass(slots=True)
 class Call:
-    """A call from arrival (`arrived_s`, monotonic) until it is on the bill."""
+    """A call from arrival (`arrived_s`, monotonic) until it is on the bill, `with_text` that with all it says."""
 
     id: str
     ask: Ask
@@ -28,6 +28,7 @@ class Call:
     price: ModelPrice
     switch: Switch | None
     arrived_s: float
+    with_text: bool = False
     sent_tokens: int = 0
     settled: bool = False
 
@@ -53,7 +54,7 @@ class Call:
         """The line on the bill; from then on the call is settled."""
         self.settled = True
         prompt_tokens = self.answer.prompt_tokens
-        return {
+        record: dict[str, Any] = {
             "id": self.id,
             "at_s": round(time.time(), 6),
             "model": self.ask.model,
@@ -64,6 +65,9 @@ class Call:
             "stream": self.ask.stream,
             "switch": self.switch and self.switch.value,
         }
+        if self.with_text:
+            record["answers"] = [choice.text for choice in self.answer.choices]
+        return record
 
 
 class Planner:
@@ -91,4 +95,5 @@ class Planner:
             price=config.prices[ask.model],
             switch=switch,
             arrived_s=arrived_s,
+            with_text=config.bill_answers,
         )

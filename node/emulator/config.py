@@ -29,8 +29,8 @@ class EmulatorConfig:
     times a per-call log-normal factor with `pace_sigma`. Answers are `answer_tokens_median` long (log-normal,
     `answer_tokens_sigma`), cut at the request's `max_tokens`. All of it follows from `seed` and the request.
     `api_key` None accepts any bearer token but still wants one. `requests_per_minute` and `max_concurrent` None mean
-    no limit. `log_prompts` keeps the prompts' text, otherwise only their SHA-256. `redirect_to` is where a
-    redirect points.
+    no limit. `log_prompts` keeps the prompts' text, otherwise only their SHA-256; `bill_answers` puts on the bill what
+    would be said in full, however a switch spoils it. `redirect_to` is where a redirect points.
     """
 
     seed: int = 0
@@ -52,6 +52,7 @@ class EmulatorConfig:
     log_path: Path | None = None
     fsync: bool = False
     log_prompts: bool = False
+    bill_answers: bool = False
     redirect_to: str = "https://elsewhere.invalid/v1/chat/completions"
     tls_cert: Path | None = None
     tls_key: Path | None = None

@@ -18,6 +18,7 @@ from typing import Any
 from node.catalogue import LocalModel
 from node.errors import EngineUnavailable, SettingsError
 from node.local import arguments
+from node.local.importing import importing_vllm
 from node.local.outputs import CountedEngine, Tally
 from node.local.prefill import PrefillQueue
 from node.local.processes import EngineProcess, descendants, spawning_apart, step_back, step_up, sweep
@@ -224,7 +225,8 @@ class LocalEngine:
         self._start_ended = asyncio.Event()
         try:
             async with _one_start_at_a_time:
-                await self._start()
+                with importing_vllm():
+                    await self._start()
         except SettingsError:
             await self._give_up()
             raise
@@ -280,15 +282,13 @@ class LocalEngine:
         return llm, args
 
     async def _finish_start(self, args: Any) -> None:
-        from starlette.datastructures import State
-        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-
-        state, tasks = State(), await self._llm.get_supported_tasks()
+        tasks = await self._llm.get_supported_tasks()
         if "generate" not in tasks:
             raise SettingsError(f"{self.model_name}: engine_args: the engine would not generate text, only {tasks}")
+        # Half a second of imports and templates, again some 0.2 s for each later engine: too much for the event loop.
+        loop = asyncio.get_running_loop()
         with arguments.refusals_named(self.model_name, self.model):
-            await init_app_state(CountedEngine(self._llm), state, args, tasks)
-        serving = Serving(self._llm, state)
+            serving = await loop.run_in_executor(self._builder, _serving, self._llm, args, tasks)
         self._stats = StepStats(self._on_timed)
         self._prefill = PrefillQueue(self._llm.output_processor.request_states)
         grammar = bool(self.model.capabilities & _GRAMMAR_CAPABILITIES)
@@ -402,8 +402,32 @@ class LocalEngine:
         await asyncio.to_thread(sweep, self._processes, 1.0)
         if left := await asyncio.to_thread(sweep_segments, self._segments):
             _log.info("%s: removed shared memory that its processes left: %s", self.model_name, ", ".join(left))
+        if llm is not None:
+            await asyncio.to_thread(_give_back, llm.engine_core.resources)
         self._processes, self._segments = frozenset(), frozenset()
         self._builder.shutdown(wait=False)
+
+
+def _serving(llm: Any, args: Any, tasks: Any) -> Serving:
+    """Runs in a thread. What vLLM builds here binds to no event loop before it is first used."""
+    from starlette.datastructures import State
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+
+    state = State()
+    asyncio.run(init_app_state(CountedEngine(llm), state, args, tasks))
+    return Serving(llm, state)
+
+
+def _give_back(resources: Any) -> None:
+    """Close what vLLM leaves to the garbage collector, which comes late or never, of an engine that has been ended.
+
+    That is a ZeroMQ context, with threads and a dozen descriptors, and two pipes per process. The context's sockets
+    have been closed by vLLM's shutdown: with one still open, this would not return.
+    """
+    resources.ctx.term()
+    for process in resources.engine_manager.processes:
+        # Not its own `close`, which wants to have seen the end itself: `sweep` may have taken the exit status.
+        process._popen.close()
 
 
 def _stat_logger(record: Callable[[Any], None]) -> type:

@@ -161,3 +161,16 @@ async def test_sixty_four_streams_at_once_are_all_answered_and_billed(emulator: 
     assert all(each.body.endswith(b"data: [DONE]\n\n") for each in heard)
     told = sum(each.events()[-1]["usage"]["completion_tokens"] for each in heard)
     assert told == sum(line["completion_tokens"] for line in emulator.bill.records)
+
+
+async def test_bill_holds_what_was_to_be_said_in_full_if_asked_to() -> None:
+    async with Emulator(fast(bill_answers=True)) as emulator:
+        whole = (await ask(emulator, chat())).json()["choices"][0]["message"]["content"]
+        emulator.switches.arm(Switch.EOF_WITHOUT_DONE)
+        cut = await ask(emulator, streaming())
+        said = "".join(event["choices"][0]["delta"].get("content", "") for event in cut.events())
+        first, second = (record["answers"] for record in emulator.bill.records)
+    assert first == [whole]
+    (full,) = second
+    assert full.startswith(said)
+    assert len(said) < len(full)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,8 +45,18 @@ TOOL = {
 _numbers = itertools.count()
 
 
+def pollers() -> int:
+    """How many event queues this process has open: those of ZeroMQ's threads beside asyncio's own."""
+    return sum(str(each.readlink()) == "anon_inode:[eventpoll]" for each in Path("/proc/self/fd").iterdir())
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(demo_model: LocalModel) -> AsyncIterator[LocalEngine]:
+async def pollers_before() -> int:
+    return pollers()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(demo_model: LocalModel, pollers_before: int) -> AsyncIterator[LocalEngine]:
     states: list[EngineState] = []
     entered: list[str] = []
     engine = LocalEngine("demo", demo_model, on_state=states.append, on_entered=entered.append)
@@ -438,3 +450,9 @@ async def test_killed_engine_fails_its_calls_at_once_and_is_swept(engine: LocalE
     await engine.stop()
     assert not [process for process in processes if process.find()]
     assert engine.in_flight == 0
+
+
+async def test_engine_that_was_ended_gives_back_its_descriptors(engine: LocalEngine, pollers_before: int) -> None:
+    assert engine.state is EngineState.DOWN, "the test before this one has killed it"
+    gc.collect()  # the engine that was stopped while it started
+    assert pollers() <= pollers_before

@@ -23,15 +23,24 @@ class Emulator:
         """One record per call that was worked on, with its `cost_nano_usd`."""
         return [json.loads(line) for line in self.bill_file.read_text().splitlines()]
 
+    def log(self) -> list[dict[str, Any]]:
+        """One record per request that arrived, with its prompts."""
+        return [json.loads(line) for line in self.log_lines()]
+
     def log_lines(self) -> list[str]:
         """One line per request that arrived, with its prompts."""
         return self.log_file.read_text().splitlines()
 
 
 @contextmanager
-def start_emulator(options: Sequence[str], *, api_key: str, directory: Path) -> Iterator[Emulator]:
-    """`python -m node.emulator`, with a bill and a log of prompts in `directory`, until the end of the with block."""
-    port = free_port()
+def start_emulator(
+    options: Sequence[str], *, api_key: str, directory: Path, port: int | None = None
+) -> Iterator[Emulator]:
+    """`python -m node.emulator`, with a bill and a log of prompts in `directory`, until the end of the with block.
+
+    Started again in the same directory, it goes on with the same bill; `port` None takes a free one.
+    """
+    port = free_port() if port is None else port
     bill, log = directory / "bill.jsonl", directory / "log.jsonl"
     command = [sys.executable, "-m", "node.emulator", "--port", str(port), "--api-key", api_key]
     command += ["--bill", str(bill), "--log", str(log), "--log-prompts", *options]

@@ -31,7 +31,13 @@ def start_node(
         url=f"http://127.0.0.1:{port}",
         ready_path="/readyz",
         log=directory / "node.log",
-        env={"PATH": os.environ.get("PATH", os.defpath), "HOME": str(directory), **ADMIN_ENV, **env},
+        env={
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": str(directory),
+            **_other_sources(),
+            **ADMIN_ENV,
+            **env,
+        },
         ready_within_s=ready_within_s,
     ) as service:
         yield service
@@ -47,3 +53,8 @@ def read_stats(node: Service) -> bytes:
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=10) as answer:
         document: bytes = answer.read()
     return document
+
+
+def _other_sources() -> dict[str, str]:
+    """Where the node's sources are, if they are not those that are installed."""
+    return {"PYTHONPATH": path} if (path := os.environ.get("PYTHONPATH")) else {}
