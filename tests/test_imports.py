@@ -20,11 +20,15 @@ GATE = "node.cloud.gate"
 KNOWN = {
     "node.doctor": {"huggingface_hub.try_to_load_from_cache"},  # looks on the disk
     "node.store.copying": {"psycopg", "psycopg.sql"},  # the operator's own database
+    "node.audit.proving_ground": {"httpx"},
 }
+# `spillway audit prove`: a process of its own, which asks a node on loopback. Never part of a node that serves.
+PROOF = ("node.audit.proving_ground", "node.audit.isolation")
 # Whoever starts a process could start one that connects.
 STARTERS = {
     "node.embedded",  # the emulator
     "node.local.lifeline",  # the engine's own processes
+    *PROOF,
 }
 
 
@@ -117,6 +121,7 @@ def test_nobody_connects_a_raw_socket() -> None:
     known = {
         # SQLAlchemy's and SQLite's: the database is the operator's, and is told nothing of a prompt.
         "node.store.database": {"self.engine.connect", "sqlite3.connect"},
+        "node.audit.isolation": {"opened.sendto"},
         "node.guard": {"super().create_connection", "super().create_datagram_endpoint"},
     }
     for module, path in modules():
@@ -131,6 +136,18 @@ def test_nobody_starts_a_process_that_could_connect_in_its_place() -> None:
         if module not in STARTERS:
             assert imports(path) & starting == set(), module
             assert calls(path) & (spawning | starting) == set(), module
+
+
+def test_node_that_serves_has_nothing_of_the_proof_in_it() -> None:
+    """Not through others either: what `node.serve` imports, and all that those import."""
+    sources = dict(modules())
+    reached: set[str] = set()
+    ahead = {"node.serve"}
+    while ahead:
+        reached |= ahead
+        ahead = {name for each in ahead for name in imports(sources[each]) if name in sources} - reached
+    assert {"node.app", "node.local.engine", "node.audit.refusals"} <= reached
+    assert not reached & set(PROOF)
 
 
 def test_no_module_is_imported_under_a_name_that_cannot_be_read_here() -> None:

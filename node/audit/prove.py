@@ -145,7 +145,9 @@ async def _under(condition: Condition, ground: ProvingGround, ways: tuple[Path, 
             again = [each for way in of_phase for each in canaries(way, condition.count, **condition.wishes)]
             batch += again
             under_way += [asyncio.create_task(_send(each, ground, tally, condition.repeats)) for each in again]
-            await asyncio.sleep(_SETTLE_S)
+        # Pinned by the settings is what comes while they are in force: all of it has to be in before they change.
+        await ground.until_inside(under_way)
+        await asyncio.sleep(_SETTLE_S if condition.kills_engine else 0)
     await ground.change({})
     await asyncio.gather(*under_way)
     if condition.kills_engine:

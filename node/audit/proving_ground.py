@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ from node.emulator.config import EmulatorConfig
 from node.emulator.server import Emulator
 from node.errors import SpillwayError
 from node.settings import HOLYSHEEP, Settings
+from node.store import admin_key
 
 _PROVIDER_KEY_ENV: Final = "SPILLWAY_PROVE_PROVIDER_KEY"
 _READY_WITHIN_S: Final = 300.0
@@ -63,7 +64,8 @@ class ProvingGround:
         self._word = word
         self._config = folder / "spillway.yaml"
         self._keys = {name: secrets.token_hex(16) for name in (FREE, PINNED_KEY)}
-        self._port = _free_port()
+        self._port, self._admin_port = _free_port(), _free_port()
+        self._admin_key = f"sa-{secrets.token_hex(16)}"
         self._reloads = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._client = httpx.AsyncClient(
@@ -78,7 +80,8 @@ class ProvingGround:
         self._write({})
         kept = {"PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "LANG", "CUDA_VISIBLE_DEVICES", "VIRTUAL_ENV"}
         environ = {name: value for name, value in os.environ.items() if name in kept or name.startswith("VLLM_")}
-        environ |= {_PROVIDER_KEY_ENV: provider_key, "HOME": str(self.folder), "SPILLWAY_DATA": str(self.folder)}
+        environ |= {"HOME": str(self.folder), "SPILLWAY_DATA": str(self.folder)}
+        environ |= {_PROVIDER_KEY_ENV: provider_key, admin_key.ENV: self._admin_key}
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "node.cli", "serve", "--config", str(self._config)],
@@ -128,6 +131,18 @@ class ProvingGround:
                 raise CannotProve(f"the node did not take new settings up. Its log says:\n{self._log_end()}")
             await asyncio.sleep(_LOOK_S)
 
+    async def until_inside(self, under_way: Sequence[asyncio.Task[None]]) -> None:
+        """Wait until the node has taken in all of the requests that are `under_way`, or has answered them."""
+        give_up_s = time.monotonic() + _RELOADED_WITHIN_S
+        headers = {"authorization": f"Bearer {self._admin_key}"}
+        url = f"http://127.0.0.1:{self._admin_port}/admin/stats"
+        while time.monotonic() < give_up_s:
+            inside = (await self._client.get(url, headers=headers)).json()["door"]["inside"]
+            if inside >= sum(not each.done() for each in under_way):
+                return
+            await asyncio.sleep(_LOOK_S)
+        raise CannotProve(f"the node did not take in all requests. Its log says:\n{self._log_end()}")
+
     def kill_engine(self) -> None:
         """SIGKILL the engine's core, as the kernel does when memory is short. Raises `CannotProve` if there is none."""
         assert self._process is not None
@@ -148,7 +163,7 @@ class ProvingGround:
         rules = given["privacy"]["content_rules"]
         settings = {
             "listen": {"host": "127.0.0.1", "port": self._port},
-            "admin": {"port": _free_port()},
+            "admin": {"port": self._admin_port},
             "models": [MODEL],
             "engine": {MODEL: {"max_num_seqs": _SEQUENCES}},
             "store": {"folder": str(self.folder)},
