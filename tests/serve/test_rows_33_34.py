@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -56,7 +57,7 @@ async def test_row_34_pinned_in_any_way_without_an_engine_is_403_and_nothing_lea
         clinic = await operator.keys("create", "clinic", "--residency", "premises")
         node.reload()
         await node.until_logged("reloaded")
-        ways = [
+        ways: list[tuple[str, dict[str, Any], dict[str, str]]] = [
             (clinic, {}, {}),
             (free, {"spillway": {"require_local": True}}, {}),
             (free, {}, {"x-spillway-require-local": "true"}),
