@@ -43,8 +43,9 @@ CONDITIONS: Final = (
     Condition(name="cache on", count=3, wishes={"temperature": 0, "cache": True}, repeats=2),
     Condition(name="queue full", count=18, routing={"max_queue_depth": 1}, wishes={"ttft_budget_ms": 200}),
     Condition(name="budget late", wishes=_LATE),
-    Condition(name="hedging on", count=9, routing={"hedge_share": 0.5}, wishes={"ttft_budget_ms": 150}),
-    Condition(name="engine dead", kills_engine=True),
+    Condition(name="hedging on", routing={"hedge_share": 0.5}, wishes={"ttft_budget_ms": 500}),
+    # So patient that they are still there when the engine is back, over everything that happens meanwhile.
+    Condition(name="engine dead", kills_engine=True, routing={"max_wait_s": 180}),
     Condition(
         name="cloud in error",
         wishes=_LATE,
@@ -148,7 +149,7 @@ async def _under(condition: Condition, ground: ProvingGround, ways: tuple[Path, 
         # Pinned by the settings is what comes while they are in force: all of it has to be in before they change.
         await ground.until_inside(under_way)
         await asyncio.sleep(_SETTLE_S if condition.kills_engine else 0)
-    await ground.change({})
+    await ground.change({"routing": condition.routing})
     await asyncio.gather(*under_way)
     if condition.kills_engine:
         await ground.until_engine_is_ready()

@@ -31,7 +31,7 @@ from node.store import admin_key
 _PROVIDER_KEY_ENV: Final = "SPILLWAY_PROVE_PROVIDER_KEY"
 _READY_WITHIN_S: Final = 300.0
 _RELOADED_WITHIN_S: Final = 30.0
-_ANSWERED_WITHIN_S: Final = 180.0
+_ANSWERED_WITHIN_S: Final = 300.0
 _LOOK_S: Final = 0.1
 # So small that a few dozen requests are more than the engine can take at once.
 _SEQUENCES: Final = 4
