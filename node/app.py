@@ -11,6 +11,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -46,8 +47,9 @@ from node.dispatch.sharing import Sharing
 from node.dispatch.standing import OPERATOR, Standing
 from node.door_metrics import DoorMetrics
 from node.errors import SettingsError, SpillwayError
+from node.guard import SocketGuard
 from node.key_watch import KeyWatch, check_keys
-from node.local.arguments import is_folder
+from node.local.arguments import is_folder, is_self_contained
 from node.local.engine import LocalEngine
 from node.local.memory import wait_for_memory
 from node.local.orphans import EngineNote, notes_folder, sweep_orphans
@@ -92,8 +94,8 @@ class Node:
     """Every part of one running node, in the order in which they depend on each other.
 
     `start()` begins loading engines in the background: the node answers from the cloud what may leave, meanwhile.
-    `rename` puts another provider in a catalogue provider's place, by name. Raises `SettingsError` when the settings,
-    the catalogue and the environment do not fit together.
+    `rename` puts another provider in a catalogue provider's place, by name. `guard` watches the process's sockets.
+    Raises `SettingsError` when the settings, the catalogue and the environment do not fit together.
     """
 
     def __init__(
@@ -102,11 +104,13 @@ class Node:
         *,
         environ: Mapping[str, str] = os.environ,
         rename: Mapping[str, str] = MappingProxyType({}),
+        guard: SocketGuard | None = None,
     ) -> None:
         settings = without_cloud(settings)
         self.settings = settings
         self.environ = environ
         self.rename = rename
+        self.guard = guard or SocketGuard()
         clock = time.monotonic
         self.models = served_models(settings, rename)
         self.watch = GpuWatch(NvmlReader(), clock, interval_s=settings.watch.interval_s)
@@ -313,6 +317,7 @@ class Node:
             "queues": {name: lane.depth for name, lane in self.lanes.items()},
             "providers": self.providers.document(time.monotonic()),
             "ledger": self.ledger.document(),
+            "sockets": self.guard.document(),
             "door": {
                 "inside": self.door.inside,
                 "held_bytes": self.door.held_bytes,
@@ -375,6 +380,7 @@ class Node:
                     on_step=lambda: self.lanes[name].moved_on(),
                     on_entered=lambda request_id: self.lanes[name].entered(request_id),
                     on_progress=_log.info,
+                    reaching_out=nullcontext if is_self_contained(model) else self.guard.fetching,
                 ),
                 memory=functools.partial(
                     wait_for_memory, self.watch, os.environ.get("CUDA_VISIBLE_DEVICES"), model, clock, _MEMORY_WITHIN_S

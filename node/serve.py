@@ -16,7 +16,6 @@ from types import FrameType
 
 import msgspec
 import uvicorn
-import uvloop
 from starlette.types import ASGIApp
 
 from node import logs
@@ -26,6 +25,7 @@ from node.api.server import DrainingServer, QuietServer
 from node.app import Node
 from node.embedded import EMULATED, EMULATOR_KEY_ENV, emulator
 from node.errors import SettingsError, SpillwayError
+from node.guard import SocketGuard
 from node.reload import Reloader
 from node.settings import HOLYSHEEP, ProviderSettings, Settings, admin_port
 from node.store import admin_key
@@ -52,6 +52,7 @@ def serve(settings: Settings, *, load: Load, where: str | None) -> None:
     cloud. Raises `SettingsError` for anything that keeps the node from starting; by then nothing runs.
     """
     handler = logs.set_up()
+    guard = SocketGuard()
     try:
         with ExitStack() as stack:
             listen, stall_s = settings.listen, settings.api.reader_stall_s
@@ -65,10 +66,12 @@ def serve(settings: Settings, *, load: Load, where: str | None) -> None:
                 settings, load = _with_emulator(settings, base_url), _then_with_emulator(load, base_url)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spillway-")))
             os.environ.update(logs.for_the_engine(folder, os.environ))
-            node = Node(settings, rename={HOLYSHEEP: EMULATED} if emulated else {})
+            node = Node(settings, rename={HOLYSHEEP: EMULATED} if emulated else {}, guard=guard)
             node.open()
             logs.say(_banner(node, listener, admin_listener, emulated=emulated))
-            uvloop.run(_run(node, listener, admin_listener, load, where))
+            guard.install()
+            with asyncio.Runner(loop_factory=guard.loop) as runner:
+                runner.run(_run(node, listener, admin_listener, load, where))
     finally:
         handler.close()
 

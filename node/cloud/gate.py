@@ -40,6 +40,7 @@ from node.errors import (
     UpstreamPoolFull,
     UpstreamTimeout,
 )
+from node.guard import GateSocket
 from node.routing.permit import EgressForbidden, EgressPermit
 from node.routing.values import Residency, Zone
 from node.sse import encode
@@ -78,7 +79,7 @@ def _open_socket(zone: Zone, address: tuple[Any, ...]) -> socket.socket:
     if zone is Zone.PREMISES and is_public_address(to[0]):
         # Whatever DNS says today: what is pinned does not go there.
         raise OSError(f"{to[0]} is a public address, which is not on the premises")
-    opened = socket.socket(family=family, type=kind, proto=protocol)
+    opened = GateSocket(family, kind, protocol, to)
     opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return opened
 

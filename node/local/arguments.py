@@ -60,6 +60,11 @@ def is_folder(model: LocalModel) -> bool:
     return Path(model.source).is_absolute()
 
 
+def is_self_contained(model: LocalModel) -> bool:
+    """Whether the engine needs no other machine to start: nothing to fetch, and no cluster to be part of."""
+    return is_folder(model) and model.engine_args.get("distributed_executor_backend") != "ray"
+
+
 def cuda_available() -> bool:
     """Whether torch can use a CUDA device here. Imports torch."""
     import torch

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from node.catalogue import LocalModel
@@ -43,8 +43,9 @@ class LocalEngine:
 
     `clock` gives monotonic seconds. Called on the event loop: `on_state` with each new state, `on_step` after each step
     of the engine, `on_entered` with the id of a call once the engine counts its prompts itself, `on_timed` with each
-    step once it is known how long it took. `on_progress` gets one line per step of the start, in whatever thread. After
-    `stop` or a failure the object stays down; build a new one to start again.
+    step once it is known how long it took. `on_progress` gets one line per step of the start, in whatever thread. The
+    start is inside `reaching_out()`, which lets it connect to other machines where it has to. After `stop` or a failure
+    the object stays down; build a new one to start again.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class LocalEngine:
         on_entered: Callable[[str], None] = lambda request_id: None,
         on_timed: Callable[[TimedStep], None] = lambda step: None,
         on_progress: Callable[[str], None] = _log.info,
+        reaching_out: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.model_name = model_name
         self.model = model
@@ -67,6 +69,7 @@ class LocalEngine:
         self._on_entered = on_entered
         self._on_timed = on_timed
         self._progress = on_progress
+        self._reaching_out = reaching_out
         self._state = EngineState.STARTING
         self._stopping = False
         self._serving: Serving | None = None
@@ -225,7 +228,7 @@ class LocalEngine:
         self._start_ended = asyncio.Event()
         try:
             async with _one_start_at_a_time:
-                with importing_vllm():
+                with importing_vllm(), self._reaching_out():
                     await self._start()
         except SettingsError:
             await self._give_up()

@@ -134,6 +134,14 @@ class NodeProcess:
         """Signal it, and it alone."""
         self.process.send_signal(number)
 
+    def reload(self) -> None:
+        """Have it read settings and keys again."""
+        self.send(signal.SIGHUP)
+
+    async def until_logged(self, text: str) -> None:
+        """Wait until `text` is in its log."""
+        await until(lambda: text in self.log_text())
+
     async def ended(self, within_s: float = 30.0) -> int:
         """Its exit code."""
         code: int = await asyncio.to_thread(self.process.wait, within_s)
