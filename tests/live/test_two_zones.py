@@ -100,7 +100,7 @@ async def two(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[TwoZone
         node.config.write_text(settings)
         node.start(environ={"XDG_RUNTIME_DIR": str(folder)})
         try:
-            await node.until_ready()
+            await node.until_ready(within_s=300)
             yield TwoZones(node, near, far, folder)
         finally:
             node.kill()

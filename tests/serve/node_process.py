@@ -88,14 +88,14 @@ class NodeProcess:
                 start_new_session=True,
             )
 
-    async def until_ready(self) -> None:
+    async def until_ready(self, within_s: float = _WITHIN_S) -> None:
         """Wait until `/readyz` says so."""
 
         async def ready() -> bool:
             assert self.process.poll() is None, self.log_text()
             return (await self.get("/readyz")).status_code == 200
 
-        await until(ready)
+        await until(ready, within_s)
 
     async def get(self, path: str) -> httpx.Response:
         """One GET on a connection of its own; status 599 where nobody listens."""
