@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from node.api.openapi import components, operation
 from node.api.schema import parse_chat, parse_completion
 from node.backend import Kind
 from node.errors import InvalidRequest, MethodNotAllowed, NotFound, SpillwayError, render
+from node.request_id import new_request_id
 
 _log = logging.getLogger("spillway.api")
 
@@ -66,7 +66,7 @@ def build_app(parts: Parts, operator: APIRouter) -> ASGIApp:
 def error_response(error: SpillwayError, more_headers: Mapping[str, str] | None = None) -> Response:
     """`error` in OpenAI's form, under a request id of its own."""
     status, headers, body = render(error)
-    headers = {**headers, **(more_headers or {}), "x-request-id": uuid.uuid4().hex}
+    headers = {**headers, **(more_headers or {}), "x-request-id": new_request_id()}
     return Response(body, status_code=status, headers=headers)
 
 

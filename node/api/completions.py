@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from node.errors import (
     SpillwayError,
 )
 from node.privacy.content import ContentRules
+from node.request_id import new_request_id
 from node.routing.values import Decision, Reason, Target
 from node.settings import Settings
 from node.store.cache import CachedAnswer, cache_key
@@ -75,7 +75,7 @@ class CompletionsEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Every way out answers the client, or knows that it has gone."""
-        request_id = uuid.uuid4().hex
+        request_id = new_request_id()
         arrived_s = self._parts.clock()
         outgoing = Outgoing(send)
         streams = read = False

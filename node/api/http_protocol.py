@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from enum import Enum, auto
 from typing import Any, ClassVar, Final
 
@@ -27,6 +26,7 @@ from node.errors import (
     TooManyConnections,
     render,
 )
+from node.request_id import new_request_id
 
 _log = logging.getLogger("spillway.http")
 
@@ -329,6 +329,6 @@ def _announces_a_body(header: tuple[bytes, bytes]) -> bool:
 
 def _encode(error: SpillwayError) -> bytes:
     status, headers, body = render(error)
-    fields = {**headers, "x-request-id": uuid.uuid4().hex, "content-length": str(len(body))}
+    fields = {**headers, "x-request-id": new_request_id(), "content-length": str(len(body))}
     lines = [f"{name}: {value}\r\n".encode("latin-1") for name, value in fields.items()]
     return b"".join([STATUS_LINE[status], *lines, _HOP, b"\r\n", body])

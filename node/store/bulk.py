@@ -14,7 +14,6 @@ from sqlalchemy.sql.dml import UpdateBase
 class _Compiled:
     sql: str
     order: tuple[str, ...] | None  # of the values; None where they go by name
-    constants: dict[str, Any]
 
 
 class BulkStatement:
@@ -33,15 +32,11 @@ class BulkStatement:
         if known is None:
             known = self._compiled[connection.dialect.name] = self._compile(connection)
         if known.order is None:
-            connection.exec_driver_sql(known.sql, [{**known.constants, **row} for row in rows])
+            connection.exec_driver_sql(known.sql, [dict(row) for row in rows])
         else:
-            values: list[Any] = [
-                tuple([row[name] if name in row else known.constants[name] for name in known.order]) for row in rows
-            ]
-            connection.exec_driver_sql(known.sql, values)
+            connection.exec_driver_sql(known.sql, [tuple([row[name] for name in known.order]) for row in rows])
 
     def _compile(self, connection: Connection) -> _Compiled:
         compiled = self._statement.compile(dialect=connection.dialect, column_keys=self._names)
-        constants = {name: value for name, value in compiled.params.items() if name not in self._names}
         order = tuple(compiled.positiontup) if compiled.positional and compiled.positiontup else None
-        return _Compiled(str(compiled), order, constants)
+        return _Compiled(str(compiled), order)

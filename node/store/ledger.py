@@ -5,9 +5,10 @@
     release()   │                       who waited is told
     note()     ─┘
 
-While one commit is being flushed, what arrives gathers for the next: a hundred calls at once cost little more than one.
-The event loop never waits for the disk. When it fails, nothing is admitted (fail closed); what has ended is kept in
-memory and written once it can be, without a restart.
+What one turn of the event loop admits is handed over together, since nobody of it could be told before the next turn,
+and what arrives while a commit is being flushed gathers for the next: a hundred calls at once cost little more than
+one. The event loop never waits for the disk. When it fails, nothing is admitted (fail closed); what has ended is kept
+in memory and written once it can be, without a restart.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
@@ -36,7 +37,7 @@ from node.store.audit import AuditRow, append
 from node.store.database import Database, RowRejected, StoreUnavailable
 from node.store.identity import Identity, take_identity
 from node.store.rows import END, INSERT_OUT, INSERT_OVER, audit_row, dispatched_row, end_values, ended_row
-from node.store.schema import AuditEvent, State, calls
+from node.store.schema import IS_OUT, AuditEvent, State, calls
 from node.store.windows import hour_of, seconds_until_next
 
 _log = logging.getLogger("spillway.ledger")
@@ -76,6 +77,16 @@ class _Note:
 
 
 _Write = _End | _Note | AuditRow
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What is handed to the thread at once."""
+
+    admits: list[_Admit] = field(default_factory=list)
+    writes: list[_Write] = field(default_factory=list)
+
+
 _Told = tuple[asyncio.Future[None], Entry, Refused | None]
 
 
@@ -91,7 +102,9 @@ class SqlLedger:
         self._database = database
         self._node_budget = node_budget
         self._unix_ns = unix_ns
-        self._queue: queue.SimpleQueue[_Admit | _Write | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._next = _Batch()
+        self._handing_over: asyncio.Handle | None = None
         self._kept: deque[_Write] = deque()
         self._identity: Identity | None = None
         self._last_us = 0
@@ -112,6 +125,7 @@ class SqlLedger:
     async def close(self) -> None:
         """Write what is left, and let go of the database."""
         if self._thread.is_alive():
+            self._hand_over()
             self._queue.put(None)
             await asyncio.to_thread(self._thread.join)
 
@@ -129,26 +143,25 @@ class SqlLedger:
         if not self.available:
             self.refused(entry, Reason.LEDGER_UNAVAILABLE)
             raise _unavailable()
-        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.put(_Admit(entry, budget, told))
-        try:
-            async with asyncio.timeout(_PATIENCE_S):
-                await told
-        except TimeoutError as error:
-            self.refused(entry, Reason.LEDGER_UNAVAILABLE)
-            raise _unavailable() from error
+        loop = asyncio.get_running_loop()
+        told: asyncio.Future[None] = loop.create_future()
+        if not self._next.admits:
+            self._drop_handle()
+            self._handing_over = loop.call_soon(self._hand_over)
+        self._next.admits.append(_Admit(entry, budget, told))
+        await told
 
     def settle(self, entry_id: str, settlement: Settlement) -> None:
         """An admitted attempt has ended, and cost something."""
-        self._queue.put(_End(entry_id, settlement, State.SETTLED, self._now_us()))
+        self._write(_End(entry_id, settlement, State.SETTLED, self._now_us()))
 
     def release(self, entry_id: str, settlement: Settlement) -> None:
         """An admitted attempt came to nothing."""
-        self._queue.put(_End(entry_id, settlement, State.RELEASED, self._now_us()))
+        self._write(_End(entry_id, settlement, State.RELEASED, self._now_us()))
 
     def note(self, entry: Entry, settlement: Settlement) -> None:
         """An attempt that costs nothing has ended."""
-        self._queue.put(_Note(entry, settlement, self._now_us()))
+        self._write(_Note(entry, settlement, self._now_us()))
 
     def refused(self, entry: Entry, rule: Reason) -> None:
         """An attempt was decided to leave, and may not."""
@@ -156,7 +169,7 @@ class SqlLedger:
 
     def audit(self, row: AuditRow) -> None:
         """Add a row to the audit chain, before long."""
-        self._queue.put(row)
+        self._write(row)
 
     @property
     def node(self) -> str:
@@ -169,9 +182,32 @@ class SqlLedger:
     def _refusal(self, entry: Entry, rule: Reason) -> AuditRow:
         return audit_row(entry, AuditEvent.REFUSED, rule.value, self.node, self._now_us())
 
+    def _write(self, write: _Write) -> None:
+        self._next.writes.append(write)
+        if self._handing_over is None and self._loop is not None:
+            self._handing_over = self._loop.call_later(_LINGER_S, self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._drop_handle()
+        batch, self._next = self._next, _Batch()
+        self._queue.put(batch)
+        if batch.admits and self._loop is not None:
+            self._loop.call_later(_PATIENCE_S, self._give_up, batch.admits)
+
+    def _drop_handle(self) -> None:
+        if self._handing_over is not None:
+            self._handing_over.cancel()
+            self._handing_over = None
+
+    def _give_up(self, admits: list[_Admit]) -> None:
+        for admit in admits:
+            if not admit.told.done():
+                self.refused(admit.entry, Reason.LEDGER_UNAVAILABLE)
+                admit.told.set_exception(_unavailable())
+
     def _tell(self, told: list[_Told]) -> None:
         for future, entry, refusal in told:
-            if not future.cancelled():
+            if not future.done():
                 if refusal is None:
                     future.set_result(None)
                 else:
@@ -205,27 +241,21 @@ class SqlLedger:
         if self._identity is None and self._retry_s == 0.0:
             return admits, writes  # open at once
         try:
-            item = self._queue.get(timeout=_RETRY_S if waits else None)
-            linger_until_s = time.monotonic() + _LINGER_S
-            while True:
-                match item:
-                    case None:
-                        self._closing = True
-                    case _Admit():
-                        admits.append(item)
-                    case _:
-                        writes.append(item)
+            batch = self._queue.get(timeout=_RETRY_S if waits else None)
+            while batch is not None:
+                admits += batch.admits
+                writes += batch.writes
                 if len(admits) + len(writes) >= _MOST_AT_ONCE:
-                    break
-                linger_s = 0.0 if admits or self._closing else max(0.0, linger_until_s - time.monotonic())
-                item = self._queue.get(timeout=linger_s) if linger_s else self._queue.get_nowait()
+                    return admits, writes
+                batch = self._queue.get_nowait()
+            self._closing = True
         except queue.Empty:
             pass
         return admits, writes
 
     def _work(self, admits: list[_Admit], writes: list[_Write]) -> None:
         self._kept.extend(writes)
-        admits = [each for each in admits if not each.told.cancelled()]
+        admits = [each for each in admits if not each.told.done()]
         kept = list(islice(self._kept, _MOST_AT_ONCE))
         if not admits and not kept and self._identity is not None:
             return
@@ -362,9 +392,7 @@ class SqlLedger:
 def _take_over(connection: Connection, nodes: list[str], now_us: int) -> int:
     """Orphan what nodes that are no more had out. What they count for stays: the worst case."""
     return connection.execute(
-        update(calls)
-        .where(calls.c.node.in_(nodes), calls.c.state == State.DISPATCHED)
-        .values(state=State.ORPHANED, ended_us=now_us)
+        update(calls).where(calls.c.node.in_(nodes), IS_OUT).values(state=State.ORPHANED, ended_us=now_us)
     ).rowcount
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import bindparam, update
 from node.dispatch.accounts import Entry, Settlement
 from node.store.audit import AuditRow
 from node.store.bulk import BulkStatement
-from node.store.schema import AuditEvent, State, calls
+from node.store.schema import IS_OUT, AuditEvent, State, calls
 from node.store.windows import hour_of
 
 Row = dict[str, Any]
@@ -29,7 +29,7 @@ INSERT_OVER = BulkStatement(calls.insert(), list(dict.fromkeys(_OUT + _END)))
 # Only what is still out: a second end, whatever sent it, changes nothing.
 END = BulkStatement(
     update(calls)
-    .where(calls.c.id == bindparam("the_id"), calls.c.state == State.DISPATCHED.value)
+    .where(calls.c.id == bindparam("the_id"), IS_OUT)
     .values({name: bindparam(f"new_{name}") for name in _END}),
     ["the_id", *(f"new_{name}" for name in _END)],
 )

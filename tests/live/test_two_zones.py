@@ -40,7 +40,7 @@ cloud:
 _PRICES = """
 provider: {name}
 as_of: 2026-11-01
-models: {{deepseek-v3.2: {{input_usd_per_mtok: {usd}, output_usd_per_mtok: {usd}}}}}
+models: {{deepseek-v3.2: {{input_usd_per_mtok: {input_usd}, output_usd_per_mtok: {output_usd}}}}}
 """
 # Between the two the balancer takes `far`; what may not go there has `near`.
 _SETTINGS = """
@@ -90,8 +90,9 @@ async def two(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[TwoZone
     folder = tmp_path_factory.mktemp("two")
     (folder / "models" / "prices").mkdir(parents=True)
     (folder / "models" / "two.yaml").write_text(_MODEL.format(source=_SOURCE))
-    for name, usd in (("near", 0), ("far", 1)):
-        (folder / "models" / "prices" / f"{name}.yaml").write_text(_PRICES.format(name=name, usd=usd))
+    for name, input_usd, output_usd in (("near", 0, 0), ("far", 0.14, 0.42)):  # `far` as the emulator bills it
+        prices = _PRICES.format(name=name, input_usd=input_usd, output_usd=output_usd)
+        (folder / "models" / "prices" / f"{name}.yaml").write_text(prices)
     async with emulated(log_prompts=True) as near, emulated(log_prompts=True) as far:
         node = NodeProcess(far, folder)
         settings = _SETTINGS.format(
@@ -147,6 +148,7 @@ async def test_pinned_request_goes_to_the_provider_on_the_premises_while_the_eng
     assert [(each.status_code, each.headers["x-spillway-backend"]) for each in others] == [(200, "near")] * 6
     assert sum("PINNED" in str(record) for record in two.near.log.records) == 6
     assert not any("PINNED" in str(record) for record in two.far.log.records)
-    (row,) = {each["id"]: each for each in two.rows(others[-1].headers["x-request-id"])}.values()
+    await until(lambda: two.rows(others[-1].headers["x-request-id"]), 5)
+    (row,) = two.rows(others[-1].headers["x-request-id"])
     assert (row["backend"], row["may_leave"], row["charged_nano_usd"]) == ("near", 0, 0)
     await until(lambda: not any(path.exists() for path in shared), 10)
