@@ -80,7 +80,7 @@ calls = Table(
     Column("total_us", BigInteger, doc="from arrival to the end"),
     CheckConstraint("reserved_nano_usd >= 0 AND charged_nano_usd >= 0", name="calls_money_not_negative"),
     Index("calls_by_hour", "hour", "caller"),
-    Index("calls_open", "node", sqlite_where=IS_OUT, postgresql_where=IS_OUT),
+    Index("calls_open", "node"),  # of those that are out only: its condition is in the migration, for either database
 )
 
 spend = Table(

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from _harness.process import CannotRun
 
-_SCRIPT = Path(__file__).with_name("post.lua")
+_BUSY = Path(__file__).with_name("post.lua")
+_PACED = Path(__file__).with_name("paced.lua")
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,17 @@ def available() -> bool:
     return shutil.which("wrk") is not None
 
 
-def load(url: str, body: str, *, connections: int, duration_s: float, timeout_s: float = 60) -> Window:
-    """Posts `body` to `url` over `connections` busy connections for `duration_s` (wrk takes whole seconds)."""
+def load(
+    url: str, body: str, *, connections: int, duration_s: float, timeout_s: float = 60, pause_s: float | None = None
+) -> Window:
+    """Posts `body` to `url` over `connections` connections for `duration_s` (wrk takes whole seconds).
+
+    They are always busy, or pause before each request, for `pause_s` in the mean.
+    """
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(duration_s))}s", f"--timeout={round(timeout_s)}s"]
     began, began_s = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    command += ["-s", str(_SCRIPT), url, "--", body]
+    script = _BUSY if pause_s is None else _PACED
+    command += ["-s", str(script), url, "--", body, *([] if pause_s is None else [str(round(pause_s * 1e3))])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise CannotRun(f"wrk failed on {url}: {(done.stdout + done.stderr).strip()[-500:]}")
