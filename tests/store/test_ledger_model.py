@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from sqlalchemy import select, text
@@ -316,10 +316,4 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.mark.usefixtures("forked")
 class TestLedger(Ledgers.TestCase):
-    settings = settings(
-        max_examples=40,
-        stateful_step_count=25,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate],
-        report_multiple_bugs=False,
-    )
+    settings = settings(max_examples=30, stateful_step_count=25, suppress_health_check=list(HealthCheck))

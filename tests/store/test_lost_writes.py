@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from sqlalchemy import select, text
 
 from node.audit.chain import verify
+from node.errors import LedgerUnavailable
 from node.money import NO_BUDGET
 from node.store.database import Database, place_of
 from node.store.ledger import SqlLedger
@@ -19,7 +21,7 @@ from tests.store.entries import entry
 from tests.store.lost_writes import LEDGER, SLOPPY, build, losing_disk
 
 AFTER = 10**9
-"""The number of the call that the next node makes."""
+"""The number of the first call that the next node makes."""
 CUTS = 24
 
 
@@ -29,11 +31,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def goes_on(folder: Path) -> dict[str, tuple[str, int, int]]:
-    """Start on what a power cut has left, let another call out, and return every row: state, worst case, charge."""
+    """Start on what a power cut has left, let a call out, and return the others' rows: state, worst case, charge."""
     ledger = SqlLedger(Database(place_of(folder, None)), node_budget=lambda: NO_BUDGET)
     ledger.start()
     try:
-        await ledger.admit(entry(AFTER), NO_BUDGET)
+        await lets_out(ledger)
     finally:
         await ledger.close()
     database = Database(place_of(folder, None))
@@ -44,9 +46,18 @@ async def goes_on(folder: Path) -> dict[str, tuple[str, int, int]]:
         rows = connection.execute(select(calls)).all()
         spent = sum(connection.scalars(select(spend.c.nano_usd)))
     database.close()
-    assert (verdict.why, verdict.events) == (None, {"let_out": len(rows)})
+    assert (verdict.why, verdict.events["let_out"]) == (None, len(rows))
     assert spent == sum(row.charged_nano_usd for row in rows)
-    return {row.id: (row.state, row.reserved_nano_usd, row.charged_nano_usd) for row in rows}
+    states = {row.id: (row.state, row.reserved_nano_usd, row.charged_nano_usd) for row in rows}
+    return {name: told for name, told in states.items() if int(name[1:-2]) < AFTER}
+
+
+async def lets_out(ledger: SqlLedger) -> None:
+    for number in range(30):  # a busy machine may take longer to open it than a call waits
+        with contextlib.suppress(LedgerUnavailable):
+            return await ledger.admit(entry(AFTER + number), NO_BUDGET)
+        await asyncio.sleep(0.2)
+    pytest.fail(f"nothing is let out: {ledger.document()}")
 
 
 async def test_rows_69_and_70_what_was_admitted_is_there_after_the_power_was_cut(tmp_path: Path, library: Path) -> None:
@@ -58,7 +69,6 @@ async def test_rows_69_and_70_what_was_admitted_is_there_after_the_power_was_cut
             found = tmp_path / f"after-{number}"
             said = disk.cut(found, chance if number % 3 else None)
             rows = await goes_on(found / "data")
-            assert rows.pop(f"r{AFTER}.1")[0] == "dispatched"
             assert set(said) <= set(rows)
             for name, (state, reserved, charged) in rows.items():
                 cost = int(name[1:-2]) % 1000
