@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from node.emulator.server import Emulator
-from tests.serve.node_process import NodeProcess, emulated, until
+from tests.serve.node_process import NodeProcess, admin_port, emulated, until
 from tests.small_disk import MakeDisk, small_disk
 
 __all__ = ["small_disk"]  # a fixture
@@ -46,8 +46,8 @@ async def house(folder: Path, near: Emulator, far: Emulator, more: str = "") -> 
     (catalogue / "prices").mkdir(parents=True)
     for model, providers in (("distant", ["far"]), ("both", ["near", "far"])):
         (catalogue / f"{model}.yaml").write_text(_MODEL.format(model, ", ".join(map(_EQUIVALENT.format, providers))))
-    for name, usd in (("near", 0), ("far", 1)):
-        (catalogue / "prices" / f"{name}.yaml").write_text(_PRICES.format(name, usd, usd))
+    for name, *usd in (("near", 0, 0), ("far", 0.14, 0.42)):  # as the emulator bills
+        (catalogue / "prices" / f"{name}.yaml").write_text(_PRICES.format(name, *usd))
     node = NodeProcess(far, folder)
     places = {"port": node.port, "admin_port": admin_port(node.port), "near": near.base_url, "far": far.base_url}
     node.config.write_text(_SETTINGS.format(catalogue=catalogue, **places) + more)
@@ -113,19 +113,20 @@ async def test_row_70_disk_is_full_and_nothing_leaves_unrecorded_while_the_premi
 
 
 async def test_row_77_sixty_four_at_the_edge_of_a_budget_and_the_premises_still_serve(tmp_path: Path) -> None:
-    budget_nano_usd = 10_000_000
+    budget_nano_usd = 3_000_000
     async with (
         emulated() as near,
-        emulated(ttft_median_s=2.0) as far,  # nothing is settled before all have asked
+        emulated(ttft_median_s=5.0) as far,  # nothing is settled before all have asked
         house(tmp_path, near, far, f"budget: {{day_usd: {budget_nano_usd / 1e9}}}") as node,
     ):
-        answers = await asyncio.gather(*(node.chat(model="distant", max_tokens=1000) for _ in range(64)))
+        asking = [asyncio.create_task(node.chat(model="distant", max_tokens=1000)) for _ in range(64)]
+        await until(lambda: len(rows(tmp_path, "far")) + sum(each.done() for each in asking) == 64)
+        for more in ({}, PINNED):
+            assert told(await node.chat(model="both", max_tokens=1000, **more)) == (200, "near")
+        answers = await asyncio.gather(*asking)
         found = rows(tmp_path, "far")
         (reserved,) = {row["reserved_nano_usd"] for row in found}
         room = budget_nano_usd // reserved
         assert Counter(map(told, answers)) == {(200, "far"): room, (429, "insufficient_quota"): 64 - room}
         assert {each.headers.get("x-should-retry") for each in answers if each.status_code == 429} == {"false"}
         assert len(found) == len(far.bill.records) == room
-        for more in ({}, PINNED):
-            answer = await node.chat(model="both", max_tokens=1000, **more)
-            assert told(answer) == (200, "near")
