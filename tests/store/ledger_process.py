@@ -18,12 +18,15 @@ from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from node.dispatch.accounts import Entry, Settlement
 from node.errors import Refused
 from node.money import NO_BUDGET, Budget
 from node.store.database import Database, place_of
 from node.store.ledger import SqlLedger
 from node.store.migrations import run as run  # imported before anything forks: Alembic takes its time
+from tests.store.patience import be_patient
 
 _KEY = b"only for this test"
 
@@ -130,6 +133,7 @@ async def _serve(connection: Connection) -> None:
 
 def fork_for_each(address: str) -> None:
     """What that process does."""
+    be_patient(pytest.MonkeyPatch())
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     with Listener(address, authkey=_KEY) as listener:
         print("ready", flush=True)

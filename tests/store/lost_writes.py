@@ -18,10 +18,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+import pytest
+
 from node.money import NO_BUDGET
 from node.store.database import Database, place_of
 from node.store.ledger import SqlLedger
 from tests.store.entries import done, entry
+from tests.store.patience import be_patient
 
 _SECTOR_BYTES = 512
 _CLIENTS = 4
@@ -135,6 +138,7 @@ for number in range(10**9):
 
 def keep_a_ledger() -> NoReturn:
     """What that process does."""
+    be_patient(pytest.MonkeyPatch())
     asyncio.run(_admit_for_ever(Path(sys.argv[1])))
     raise AssertionError("it has ended")
 

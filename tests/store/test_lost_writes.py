@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from pathlib import Path
@@ -12,16 +11,16 @@ import pytest
 from sqlalchemy import select, text
 
 from node.audit.chain import verify
-from node.errors import LedgerUnavailable
 from node.money import NO_BUDGET
 from node.store.database import Database, place_of
 from node.store.ledger import SqlLedger
 from node.store.schema import calls, spend
-from tests.store.entries import entry
+from tests.store.entries import DOLLAR, entry
 from tests.store.lost_writes import LEDGER, SLOPPY, build, losing_disk
+from tests.store.patience import be_patient
 
 AFTER = 10**9
-"""The number of the first call that the next node makes."""
+"""The number of the call that the next node makes."""
 CUTS = 24
 
 
@@ -35,7 +34,7 @@ async def goes_on(folder: Path) -> dict[str, tuple[str, int, int]]:
     ledger = SqlLedger(Database(place_of(folder, None)), node_budget=lambda: NO_BUDGET)
     ledger.start()
     try:
-        await lets_out(ledger)
+        await ledger.admit(entry(AFTER), NO_BUDGET)
     finally:
         await ledger.close()
     database = Database(place_of(folder, None))
@@ -49,18 +48,14 @@ async def goes_on(folder: Path) -> dict[str, tuple[str, int, int]]:
     assert (verdict.why, verdict.events["let_out"]) == (None, len(rows))
     assert spent == sum(row.charged_nano_usd for row in rows)
     states = {row.id: (row.state, row.reserved_nano_usd, row.charged_nano_usd) for row in rows}
-    return {name: told for name, told in states.items() if int(name[1:-2]) < AFTER}
+    assert states.pop(f"r{AFTER}.1") == ("dispatched", DOLLAR, DOLLAR)
+    return states
 
 
-async def lets_out(ledger: SqlLedger) -> None:
-    for number in range(30):  # a busy machine may take longer to open it than a call waits
-        with contextlib.suppress(LedgerUnavailable):
-            return await ledger.admit(entry(AFTER + number), NO_BUDGET)
-        await asyncio.sleep(0.2)
-    pytest.fail(f"nothing is let out: {ledger.document()}")
-
-
-async def test_rows_69_and_70_what_was_admitted_is_there_after_the_power_was_cut(tmp_path: Path, library: Path) -> None:
+async def test_row_69_what_was_admitted_is_there_after_the_power_was_cut(
+    tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be_patient(monkeypatch)
     chance = random.Random(70)
     said: list[str] = []
     with losing_disk(tmp_path, library, LEDGER) as disk:
@@ -73,7 +68,7 @@ async def test_rows_69_and_70_what_was_admitted_is_there_after_the_power_was_cut
             for name, (state, reserved, charged) in rows.items():
                 cost = int(name[1:-2]) % 1000
                 assert (state, charged) in {("orphaned", reserved), ("settled", cost)}
-        assert len(said) > 5 * CUTS, "it hardly did anything"
+        assert len(said) > CUTS, "it hardly did anything"
 
 
 def test_disk_of_this_test_does_lose_what_nobody_has_flushed(tmp_path: Path, library: Path) -> None:
