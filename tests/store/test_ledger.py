@@ -348,6 +348,32 @@ async def test_row_72_server_that_goes_away_and_comes_back(server: postgres.Serv
     database.close()
 
 
+async def test_row_72_server_that_stands_still_holds_up_nobody_else(
+    server: postgres.Server | None, tmp_path: Path
+) -> None:
+    if server is None:
+        pytest.skip("PostgreSQL's server is not installed (Debian, Ubuntu: apt install postgresql)")
+    ledger = SqlLedger(Database(place_of(tmp_path, server.url)), node_budget=lambda: NO_BUDGET)
+    ledger.start()
+    await admitted_before_long(ledger, 1000)
+    with server.standing_still():
+        refused = asyncio.ensure_future(ledger.admit(entry(2000), NO_BUDGET))
+        turns = 0
+        while not refused.done():
+            await asyncio.sleep(0.01)
+            turns += 1
+        with pytest.raises(LedgerUnavailable):
+            await refused
+        assert turns > 20, "the event loop stood still with it"
+    await admitted_before_long(ledger, 3000)
+    await ledger.close()
+    database = Database(place_of(tmp_path, server.url))
+    with database.reading() as connection:
+        charged = connection.scalar(select(calls.c.charged_nano_usd).where(calls.c.id == "r2000.1"))
+        assert not charged, "it was told that it may not leave"
+    database.close()
+
+
 def test_network_file_system_and_other_databases_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(databases, "_file_system", lambda folder: "nfs4")
     with pytest.raises(SettingsError, match="network file system"):
