@@ -32,6 +32,8 @@ from tests.store.ledger_process import Admit, End, LedgerProcess, Note, forker
 
 # A second before an hour, a day and a month are over.
 BEGIN_US = us_of(datetime(2026, 2, 28, 23, 59, 59, tzinfo=UTC))
+pytestmark = pytest.mark.usefixtures("forked")
+
 CALLERS = ("alice", "bob")
 NODES = ("here", "there")
 Budgets = dict[str | None, Budget]
@@ -317,6 +319,5 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.mark.usefixtures("forked")
-class TestLedger(Ledgers.TestCase):
-    settings = settings(max_examples=30, stateful_step_count=25, suppress_health_check=[HealthCheck.too_slow])
+TestLedger = Ledgers.TestCase
+TestLedger.settings = settings(max_examples=30, stateful_step_count=25, suppress_health_check=[HealthCheck.too_slow])
