@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from node.dispatch.outcome import Outcome
+from node.dispatch.outcome import Ending, Outcome
 from node.errors import EgressRefused
 from node.routing.values import CONTENT, Reason, Residency
 from node.store.audit import AuditRow
 from node.store.schema import AuditEvent
 
-# Those of money say no to leaving also where the request is then served here, only late. `BUDGET_SPENT` and
-# `LEDGER_UNAVAILABLE` are the ledger's to write, at the moment it refuses.
+# Those of money say no to leaving also where the request is then served here, only late. `BUDGET_SPENT` is the ledger's
+# to write, at the moment it refuses; so is `LEDGER_UNAVAILABLE`, but for requests that it was not even asked about.
 _RULES: Final = frozenset(
     {
         Reason.NO_PREMISES_CAPACITY,
@@ -33,6 +33,8 @@ def refused_by(outcome: Outcome) -> str | None:
         return EgressRefused.code
     if outcome.pinned_by is not None and outcome.pinned_by.startswith(CONTENT):
         return outcome.pinned_by
+    if outcome.reason is Reason.LEDGER_UNAVAILABLE and outcome.ending is Ending.REFUSED:
+        return outcome.reason.value
     return outcome.reason.value if outcome.reason in _RULES else None
 
 

@@ -22,6 +22,8 @@ from node.routing.policy import LOCAL
 from node.routing.retry_budget import RetryBudget
 from node.routing.values import Decision, EngineState, Features, Reason, Target
 
+_LEDGER_RETRY_S = 1.0  # it tries again by itself that often
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -199,6 +201,10 @@ class Dispatcher:
             journey.queue_s += self._clock() - asked_s
 
     def _refusal(self, decision: Decision, journey: Journey, served: ServedModel) -> SpillwayError:
+        if decision.reason is Reason.NO_PROVIDER and self._providers.only_the_ledger_is_away(
+            served.model, self._clock()
+        ):
+            decision = replace(decision, reason=Reason.LEDGER_UNAVAILABLE, retry_after_s=_LEDGER_RETRY_S)
         if decision.reason is Reason.NO_PROVIDER and decision.retry_after_s is None:
             decision = replace(decision, retry_after_s=self._providers.away_for_s(served.model, self._clock()))
         if decision.retry_after_s is None:

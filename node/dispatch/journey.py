@@ -14,6 +14,7 @@ from node.errors import (
     CostBudgetTooSmall,
     Fault,
     InvalidRequest,
+    LedgerUnavailable,
     OutputTooLong,
     PrivateNotServable,
     Refused,
@@ -125,6 +126,7 @@ def check_output_length(call: Call, features: Features, model: Model, cloud: Ite
 _NO_CLOUD = {
     Reason.UNKNOWN_PRICE: "the price of its cloud equivalent is not known",
     Reason.NO_PROVIDER: "no cloud provider is available",
+    Reason.LEDGER_UNAVAILABLE: "what it costs in the cloud cannot be written down at the moment",
 }
 
 
@@ -172,7 +174,7 @@ def refusal(decision: Decision, journey: Journey, *, local_can: bool, busy: bool
         why = f"{here}, and {_no_equivalent(journey)}"
     else:
         why = f"{here}, and {_NO_CLOUD.get(rule, 'it may not leave')}"
-    error = RefusedBusy if busy and local_can else Refused
+    error = RefusedBusy if busy and local_can else LedgerUnavailable if rule is Reason.LEDGER_UNAVAILABLE else Refused
     return error(f"The request was refused: {why}.", rule=rule.value, retry_after_s=decision.retry_after_s)
 
 

@@ -136,6 +136,14 @@ class Providers:
         ]
         return min(known, default=None)
 
+    def only_the_ledger_is_away(self, model: Model, now_s: float) -> bool:
+        """Whether a provider of the model's in the cloud could be called, could it be written down."""
+        return not self._may_spend() and any(
+            state.zone is Zone.CLOUD and state.standing.is_available(now_s)
+            for equivalent in model.cloud
+            if (state := self.states.get(equivalent.provider)) is not None
+        )
+
     def isolate(self, name: str, now_s: float) -> None:
         """The operator wants nothing to be sent to `name`."""
         self.states[name].standing.isolate(OPERATOR, now_s)

@@ -23,6 +23,7 @@ from sqlalchemy import URL, Connection, Engine, event, inspect, text
 from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, ProgrammingError, SQLAlchemyError
 
 from node.errors import SettingsError
+from node.store.folders import flush_folder, make_folder
 
 FILE: Final = "ledger.db"
 EMULATED_FILE: Final = "ledger-emulated.db"
@@ -121,7 +122,7 @@ class Database:
         from node.store.migrations.run import NewerTables, migrate  # and with it Alembic, only now
 
         try:
-            self.place.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self.place.folder)
             if self._file is not None:
                 self._open_file(self._file)
             with self._translated(), self.writing() as connection:
@@ -168,11 +169,13 @@ class Database:
                     f"remove {marker}"
                 )
             os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            flush_folder(file.parent)  # before anything says that it was there
         self._inode = file.stat().st_ino
         with self._translated(), self.engine.connect() as connection:
             connection.execute(text("PRAGMA journal_mode"))  # reads the header: a damaged file stops here
         if not marker.exists():
             marker.write_text(secrets.token_hex(8) + "\n")
+            flush_folder(file.parent)
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:

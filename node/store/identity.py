@@ -12,6 +12,8 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from node.store.folders import flush_folder, make_folder
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -39,12 +41,13 @@ class Identity:
 def take_identity(folder: Path) -> Identity:
     """An id that nobody else goes by: a dead node's, else a new one. Raises `OSError`."""
     nodes = folder / "nodes"
-    nodes.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(nodes)
     locks = {file.name: lock for file in sorted(nodes.iterdir()) if (lock := _try_lock(file)) is not None}
     while not locks:
         name = secrets.token_hex(8)
         if (lock := _try_lock(nodes / name)) is not None:
             locks[name] = lock
+            flush_folder(nodes)  # or, after a power cut, nobody would know whose its rows are
     mine, *dead = locks
     return Identity(mine, tuple(dead), locks)
 

@@ -48,6 +48,7 @@ SERVED = Outcome(
         ({"reason": Reason.BUDGET_SPENT, "ending": Ending.REFUSED}, None),
         ({"reason": Reason.BUDGET_SPENT}, None),
         ({"reason": Reason.LEDGER_UNAVAILABLE}, None),
+        ({"reason": Reason.LEDGER_UNAVAILABLE, "ending": Ending.REFUSED}, "ledger_unavailable"),
         ({"reason": Reason.CONTENT_RULE, "may_leave": False, "pinned_by": "content:iban"}, "content:iban"),
         (
             {"reason": Reason.NO_PREMISES_CAPACITY, "ending": Ending.REFUSED, "pinned_by": "content:iban"},

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from node.audit.refusals import refused_by
 from node.dispatch.outcome import Ending
 from node.errors import (
     ContextLengthExceeded,
     CostBudgetTooSmall,
     InvalidRequest,
+    LedgerUnavailable,
     OutputTooLong,
     PrivateNotServable,
     Refused,
@@ -133,3 +135,14 @@ async def test_no_equivalent_is_said_only_where_none_is_declared() -> None:
 async def test_field_that_rules_the_equivalents_out_is_named() -> None:
     error = await refused(House(ScriptedEngine(), [ScriptedBackend("cloud")]), replace(REQUEST, needs=TOOLS))
     assert "none of its cloud equivalents can do what it asks for (tools)" in error.message
+
+
+@in_virtual_time
+async def test_row_70_what_cannot_be_written_down_is_refused_for_that_and_told_to_the_audit_once() -> None:
+    unasked, asked = (House(None, [ScriptedBackend("cloud")]) for _ in range(2))
+    unasked.ledger.available = False  # so it is for a second after it has failed, and nobody asks it
+    asked.ledger.refuses = LedgerUnavailable("why", rule="ledger_unavailable", retry_after_s=1.0)
+    for home, told_by_the_node in ((unasked, "ledger_unavailable"), (asked, None)):
+        error = await refused(home)
+        assert (type(error), error.rule, error.retry_after_s) == (LedgerUnavailable, "ledger_unavailable", 1.0)
+        assert refused_by(home.outcome) == told_by_the_node  # else by the ledger itself, as it refuses

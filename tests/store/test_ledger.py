@@ -10,17 +10,16 @@ import pytest
 from _harness import postgres
 from sqlalchemy import select, text
 
-from node.dispatch.accounts import Entry, Settlement
+from node.dispatch.accounts import Settlement
 from node.dispatch.outcome import Ending
 from node.errors import BudgetSpent, LedgerUnavailable, SettingsError
-from node.money import NO_BUDGET, Budget, Usage
-from node.routing.values import Reason, Residency
+from node.money import NO_BUDGET, Budget
 from node.store import database as databases
 from node.store.database import Database, StoreUnavailable, place_of
 from node.store.ledger import SqlLedger
 from node.store.schema import audit, calls, spend
+from tests.store.entries import DOLLAR, done, entry
 
-DOLLAR = 1_000_000_000
 HOUR_US = 3_600_000_000
 NOON_NS = 1_790_000_000 * 10**9  # 2026-09-21 14:13:20 UTC
 
@@ -33,30 +32,6 @@ class Wall:
 
     def __call__(self) -> int:
         return self.ns
-
-
-def entry(number: int, *, caller: str = "alice", nano_usd: int = DOLLAR) -> Entry:
-    return Entry(
-        id=f"r{number}.1",
-        request_id=f"r{number}",
-        parent_id=None,
-        caller=caller,
-        backend="holysheep",
-        model="demo",
-        served_model="big",
-        kind="chat",
-        rule=Reason.LAST_MOMENT,
-        residency=Residency.ANY,
-        may_leave=True,
-        prompt_bytes=10,
-        max_output_tokens=100,
-        ttft_budget_s=2.0,
-        reserved_nano_usd=nano_usd,
-    )
-
-
-def done(nano_usd: int) -> Settlement:
-    return Settlement(charged_nano_usd=nano_usd, ending=Ending.DONE, usage=Usage(5, 7), total_s=1.5, queue_s=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +122,7 @@ async def test_ending_twice_changes_nothing(database: Database, opened: Open) ->
     assert found["r1.1"]["charged_nano_usd"] == 5
 
 
-async def test_sixty_four_at_once_at_the_edge_of_a_budget_for_seven(database: Database, opened: Open) -> None:
+async def test_row_77_sixty_four_at_once_at_the_edge_of_a_budget_for_seven(database: Database, opened: Open) -> None:
     ledger = await opened()
     budget = Budget(day_nano_usd=7 * DOLLAR + DOLLAR // 2)
     told = await asyncio.gather(*(ledger.admit(entry(n), budget) for n in range(64)), return_exceptions=True)
@@ -179,7 +154,7 @@ async def test_node_budget_counts_all_callers_and_a_keys_budget_only_its_own(ope
         await ledger.admit(entry(5, caller="carol"), NO_BUDGET)
 
 
-async def test_windows_are_those_of_the_calendar_and_a_clock_set_back_opens_none_again(opened: Open) -> None:
+async def test_row_73_windows_are_those_of_the_calendar_and_a_clock_set_back_opens_none(opened: Open) -> None:
     wall = Wall()
     ledger = await opened(wall=wall)
     budget = Budget(hour_nano_usd=DOLLAR, day_nano_usd=2 * DOLLAR)
@@ -370,6 +345,32 @@ async def test_row_72_server_that_goes_away_and_comes_back(server: postgres.Serv
     with database.reading() as connection:
         assert connection.scalar(select(calls.c.charged_nano_usd).where(calls.c.id == "r1.1")) == 9
         assert not connection.scalar(select(calls.c.id).where(calls.c.id == "r2.1", calls.c.charged_nano_usd > 0))
+    database.close()
+
+
+async def test_row_72_server_that_stands_still_holds_up_nobody_else(
+    server: postgres.Server | None, tmp_path: Path
+) -> None:
+    if server is None:
+        pytest.skip("PostgreSQL's server is not installed (Debian, Ubuntu: apt install postgresql)")
+    ledger = SqlLedger(Database(place_of(tmp_path, server.url)), node_budget=lambda: NO_BUDGET)
+    ledger.start()
+    await admitted_before_long(ledger, 1000)
+    with server.standing_still():
+        refused = asyncio.ensure_future(ledger.admit(entry(2000), NO_BUDGET))
+        turns = 0
+        while not refused.done():
+            await asyncio.sleep(0.01)
+            turns += 1
+        with pytest.raises(LedgerUnavailable):
+            await refused
+        assert turns > 20, "the event loop stood still with it"
+    await admitted_before_long(ledger, 3000)
+    await ledger.close()
+    database = Database(place_of(tmp_path, server.url))
+    with database.reading() as connection:
+        charged = connection.scalar(select(calls.c.charged_nano_usd).where(calls.c.id == "r2000.1"))
+        assert not charged, "it was told that it may not leave"
     database.close()
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 
 def binaries() -> Path | None:
     """Where the server's programs are, newest version first; None where there are none."""
@@ -46,6 +48,19 @@ class Server:
     def stop(self) -> None:
         """Stop it at once."""
         self._control("-m", "immediate", "stop")
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """It keeps its connections and does nothing, until the end of the block."""
+        first = psutil.Process(int((self._folder / "data" / "postmaster.pid").read_text().split()[0]))
+        stopped = [first, *first.children(recursive=True)]
+        for each in stopped:
+            each.suspend()
+        try:
+            yield
+        finally:
+            for each in stopped:
+                each.resume()
 
     def empty(self) -> None:
         """Forget everything that was stored."""
