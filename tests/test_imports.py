@@ -19,7 +19,10 @@ STANDARD_CLIENTS = (
 GATE = "node.cloud.gate"
 KNOWN = {
     "node.doctor": {"huggingface_hub.try_to_load_from_cache"},  # looks on the disk
-    "node.local.arguments": {"huggingface_hub.errors.StrictDataclassError", "huggingface_hub.errors"},  # an error by name
+    "node.local.arguments": {
+        "huggingface_hub.errors.StrictDataclassError",
+        "huggingface_hub.errors",
+    },  # an error by name
     "node.store.copying": {"psycopg", "psycopg.sql"},  # the operator's own database
     "node.audit.proving_ground": {"httpx"},
 }

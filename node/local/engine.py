@@ -236,6 +236,9 @@ class LocalEngine:
         except asyncio.CancelledError:
             await self._give_up()
             raise
+        except EngineUnavailable:
+            await self._give_up()
+            raise
         except Exception as error:
             await self._give_up()
             raise EngineUnavailable(f"{self.model_name}: the engine did not start: {error}") from error
@@ -263,7 +266,7 @@ class LocalEngine:
         """
         cuda = arguments.cuda_available()
         self._on_cpu = not cuda
-        os.environ.update(arguments.environment(self.model, os.environ, cuda=cuda))
+        os.environ.update(arguments.environment(self.model, os.environ))
         arguments.check_torchvision()
         args = arguments.parse(self.model_name, arguments.command_line(self.model_name, self.model, cuda=cuda))
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -275,7 +278,7 @@ class LocalEngine:
             engine_args = AsyncEngineArgs.from_cli_args(args)
             config = engine_args.create_engine_config(UsageContext.ENGINE_CONTEXT)
         factory = _stat_logger(self._record)
-        with spawning_apart():
+        with arguments.failures_named(self.model_name, self.model), spawning_apart():
             llm = AsyncLLM.from_vllm_config(
                 config, stat_loggers=[factory], disable_log_stats=engine_args.disable_log_stats
             )

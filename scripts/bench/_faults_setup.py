@@ -105,7 +105,8 @@ class World:
 async def world(folder: Path, seed: int) -> AsyncIterator[World]:
     """Everything started, warm, and ended with the block."""
     async with AsyncExitStack() as stack:
-        operator = await stack.enter_async_context(session())
+        # What a pool of the operator's keeps open would look like descriptors that the node leaks.
+        operator = await stack.enter_async_context(session(keep_alive=False))
         clouds = {
             name: Cloud(name, folder / name, seed * 10 + number, operator) for number, name in enumerate(PROVIDERS)
         }
