@@ -14,6 +14,7 @@ from _faults_setup import KEY, World
 
 _BEFORE_S, _DOWN_S, _AFTER_S = 2.0, 3.0, 2.0
 _BACK_WITHIN_S = 60.0
+_WELL_WITHIN_S = 90.0  # a provider that has asked for a long pause is left alone for a minute
 _LOOK_S = 0.02
 
 
@@ -76,7 +77,10 @@ async def _outage(
     async def away() -> bool:
         return not await available()
 
-    await until(available, _BACK_WITHIN_S, "the provider is not available")
+    async def all_are_well() -> bool:
+        return all(each["available"] for each in (await node.stats())["providers"].values())
+
+    await until(all_are_well, _WELL_WITHIN_S, "not every provider is available")
     async with session() as clients:
 
         async def one(asked: Asked) -> None:
