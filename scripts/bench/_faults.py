@@ -257,6 +257,8 @@ def _longest(pause: Pause | None) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Starts all of it, breaks it, reports, and gives the exit status."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        raise CannotRun("started under nohup: a node that is started so never reloads, as its operator does here")
     requests = arguments.requests or (QUICK_REQUESTS if arguments.quick else FULL_REQUESTS)
     plan = Plan(
         requests=requests,

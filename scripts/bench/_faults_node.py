@@ -106,6 +106,13 @@ class WatchedNode:
         noted = [EngineProcess(**each) for note in notes for each in note["processes"]]
         return sorted(noted, key=lambda process: process.start_ticks)
 
+    def kill_engine(self) -> bool:
+        """SIGKILL to the core of the engine; whether there was one."""
+        found = [process for noted in self.engine()[:1] if (process := noted.find())]
+        for process in found:
+            process.kill()
+        return bool(found)
+
     def load_times_s(self, model: str) -> list[float]:
         """How long each start of the model's engine has taken."""
         return [float(each) for each in re.findall(rf"{model}: ready after ([\d.]+) s", self.log.read_text())]
