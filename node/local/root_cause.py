@@ -82,7 +82,7 @@ def read(path: Path, raised: str) -> RootCause | None:
     """What was noted in `path`. None: nothing, and `raised`, which vLLM said here, does not tell of a signal either."""
     try:
         noted_down = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, json.JSONDecodeError):
         return _ended_by_signal(raised)
     return RootCause(tuple(noted_down["kinds"]), noted_down["words"])
 
