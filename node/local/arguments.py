@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from node.catalogue import LocalModel
-from node.errors import SettingsError
+from node.errors import EngineUnavailable, SettingsError, SpillwayError
+from node.local import root_cause
+from node.local.root_cause import RootCause
 
 # Set from the catalogue's own fields, so that what routing believes and what the engine does cannot differ.
 _OURS = {
@@ -33,9 +35,15 @@ _LOAD_FORMATS = ("safetensors", "dummy")
 _INSECURE_SWITCHES = ("VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE")
 # RFC 2606 reserves .invalid: no URL can be in this domain, so vLLM itself refuses to fetch media, whatever reaches it.
 _NO_MEDIA_DOMAIN = "media.invalid"
+# vLLM itself would take most of the machine's memory. An operator's VLLM_CPU_KVCACHE_SPACE goes before it.
+_KV_BYTES_ON_CPU = 1 << 30
+_REFUSALS = frozenset({"ValueError", "TypeError", "NotImplementedError", "StrictDataclassError"})
+# vLLM's words (kv_cache_utils.py; the workers' utils.py and cpu_worker.py).
+_NO_ROOM_FOR_KV = ("KV cache is needed, which is larger", "No available memory for the cache blocks")
+_TAKEN_BY_OTHERS = ("used by other processes",)
 
 
-def environment(model: LocalModel, environ: Mapping[str, str], *, cuda: bool) -> dict[str, str]:
+def environment(model: LocalModel, environ: Mapping[str, str]) -> dict[str, str]:
     """Variables to set before vLLM is imported; the operator's own choices in `environ` win where they may.
 
     Child processes are spawned, not forked: a fork from a serving process would inherit its listening sockets and
@@ -46,8 +54,6 @@ def environment(model: LocalModel, environ: Mapping[str, str], *, cuda: bool) ->
         if environ.get(switch, "0").strip().lower() not in ("", "0", "false"):
             raise SettingsError(f"environment: {switch} is set, and Spillway does not start with it; unset it")
     wanted = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_LOGGING_LEVEL": "WARNING"}
-    if not cuda:
-        wanted["VLLM_CPU_KVCACHE_SPACE"] = "1"
     chosen = {key: value for key, value in wanted.items() if key not in environ}
     chosen |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     if is_folder(model):
@@ -107,6 +113,7 @@ def command_line(name: str, model: LocalModel, *, cuda: bool) -> list[str]:
     if not cuda:
         # bfloat16 kernels use AMX instructions, which not every virtual CPU that claims them can run (SIGILL).
         given.setdefault("dtype", "float32")
+        given.setdefault("kv_cache_memory_bytes", _KV_BYTES_ON_CPU)
     given.setdefault("allowed_media_domains", [_NO_MEDIA_DOMAIN])
     ours: dict[str, Any] = {
         "model": model.source,
@@ -161,11 +168,61 @@ def refusals_named(name: str, model: LocalModel) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, NotImplementedError, StrictDataclassError) as error:
-        said, words = _said(error)
-        field = _blamed(model, said, words)
-        if field is None and not is_folder(model):
+        refusal = _refusal(name, model, *_said(error))
+        if refusal is None:
             raise
-        raise SettingsError(f"{name}: {field or 'engine_args'}: {words.rstrip('.')}") from error
+        raise refusal from error
+
+
+@contextmanager
+def failures_named(name: str, model: LocalModel) -> Iterator[None]:
+    """Tells what ends the start of the engine's own processes inside the block, which only they know.
+
+    Raises `SettingsError` where it would end the next start too, and `EngineUnavailable` else.
+    """
+    with root_cause.noted() as path:
+        try:
+            yield
+        except RuntimeError as error:
+            cause = root_cause.read(path, str(error))
+            if cause is None:
+                raise
+            raise _from_cause(name, model, cause) from error
+
+
+def _from_cause(name: str, model: LocalModel, cause: RootCause) -> SpillwayError:
+    if any(words in cause.words for words in _NO_ROOM_FOR_KV):
+        return SettingsError(f"{name}: {_too_little_kv(cause.words)}")
+    # Of memory that others hold now: they may let go of it.
+    passes = any(words in cause.words for words in _TAKEN_BY_OTHERS)
+    if not passes and _REFUSALS.intersection(cause.kinds):
+        refusal = _refusal(name, model, None, cause.words)
+        if refusal is not None:
+            return refusal
+    return EngineUnavailable(f"{name}: the engine did not start: {cause}")
+
+
+def _too_little_kv(words: str) -> str:
+    """What vLLM says of too small a KV cache, with what can be done about it here."""
+    found = re.search(r"\((\d+)\), \(([\d.]+) GiB KV cache is needed.*memory \(([\d.]+) GiB\)", words)
+    if found is None:
+        said = "engine_args: the device has no memory left for the KV cache"
+    else:
+        said = (
+            f"context_tokens: {found[1]} tokens need {found[2]} GiB of KV cache, and there are {found[3]} GiB; set "
+            "context_tokens lower"
+        )
+        if fits := re.search(r"maximum model length is (\d+)", words):
+            said += f" (up to {fits[1]} fit)"
+    return f"{said}, or give the engine more memory: engine_args.gpu_memory_utilization or kv_cache_memory_bytes"
+
+
+def _refusal(name: str, model: LocalModel, named: str | None, words: str) -> SettingsError | None:
+    """The error for arguments that vLLM refuses in `words`; None if the next attempt may go another way."""
+    field = _blamed(model, named, words)
+    if field is None and not is_folder(model):
+        return None
+    return SettingsError(f"{name}: {field or 'engine_args'}: {words.rstrip('.')}")
 
 
 def _said(error: Exception) -> tuple[str | None, str]:

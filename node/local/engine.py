@@ -230,10 +230,7 @@ class LocalEngine:
             async with _one_start_at_a_time:
                 with importing_vllm(), self._reaching_out():
                     await self._start()
-        except SettingsError:
-            await self._give_up()
-            raise
-        except asyncio.CancelledError:
+        except (SettingsError, EngineUnavailable, asyncio.CancelledError):
             await self._give_up()
             raise
         except Exception as error:
@@ -244,15 +241,15 @@ class LocalEngine:
         self._progress(f"{self.model_name}: ready after {self._clock() - began_s:.1f} s")
 
     async def _start(self) -> None:
+        self._before = await asyncio.to_thread(descendants)
         if self._stopping:
-            raise EngineUnavailable("stopped")
-        self._before = descendants()
+            raise EngineUnavailable(f"{self.model_name}: the engine did not start: stopped")
         self._build = asyncio.get_running_loop().run_in_executor(self._builder, self._construct)
         # Shielded: a thread cannot be cancelled, and what it has built must be found again to be shut down.
         self._llm, args = await asyncio.shield(self._build)
-        self._processes = descendants() - self._before
+        self._processes = await self._begun()
         if self._on_cpu:
-            step_back(self._processes)
+            await asyncio.to_thread(step_back, self._processes)
         self._segments = await asyncio.to_thread(segments_of, self._processes)
         await self._finish_start(args)
 
@@ -263,7 +260,7 @@ class LocalEngine:
         """
         cuda = arguments.cuda_available()
         self._on_cpu = not cuda
-        os.environ.update(arguments.environment(self.model, os.environ, cuda=cuda))
+        os.environ.update(arguments.environment(self.model, os.environ))
         arguments.check_torchvision()
         args = arguments.parse(self.model_name, arguments.command_line(self.model_name, self.model, cuda=cuda))
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -275,7 +272,7 @@ class LocalEngine:
             engine_args = AsyncEngineArgs.from_cli_args(args)
             config = engine_args.create_engine_config(UsageContext.ENGINE_CONTEXT)
         factory = _stat_logger(self._record)
-        with spawning_apart():
+        with arguments.failures_named(self.model_name, self.model), spawning_apart():
             llm = AsyncLLM.from_vllm_config(
                 config, stat_loggers=[factory], disable_log_stats=engine_args.disable_log_stats
             )
@@ -355,14 +352,19 @@ class LocalEngine:
             if not self._build.cancelled() and self._build.exception() is None:
                 self._llm = self._build.result()[0]
         if self._build is not None:
-            self._processes |= descendants() - self._before
+            begun = await self._begun()
+            self._processes |= begun
         await self._shut(grace_s=5.0)
+
+    async def _begun(self) -> frozenset[EngineProcess]:
+        """The processes that this start has begun. In a thread, as all that walks `/proc`: servers have thousands."""
+        return await asyncio.to_thread(descendants) - self._before
 
     async def _interrupt_build(self) -> None:
         """Make a build in progress fail: its thread waits for a child to report ready, and gives up without it."""
         self._stopping = True
         while self._build is not None and not self._build.done():
-            begun = descendants() - self._before
+            begun = await self._begun()
             self._segments |= await asyncio.to_thread(segments_of, begun)
             await asyncio.to_thread(sweep, begun, 1.0)
             await asyncio.wait([self._build], timeout=0.5)
@@ -378,7 +380,8 @@ class LocalEngine:
 
     async def kill(self) -> None:
         """End its processes without asking, as one that hangs would not answer; running calls fail at once."""
-        await asyncio.to_thread(sweep, self._processes | descendants(self._processes), 0.0)
+        below = await asyncio.to_thread(descendants, self._processes)
+        await asyncio.to_thread(sweep, self._processes | below, 0.0)
 
     async def stop(self, grace_s: float = 10.0) -> None:
         """End the engine and every process it started, within about `grace_s` seconds; running calls fail at once.
@@ -392,15 +395,16 @@ class LocalEngine:
 
     async def _shut(self, grace_s: float) -> None:
         self._set_state(EngineState.DOWN)
+        below = await asyncio.to_thread(descendants, self._processes)
+        self._processes |= below
         llm, self._llm, self._serving = self._llm, None, None
-        self._processes |= descendants(self._processes)
         if llm is not None:
             from vllm.v1.engine.exceptions import EngineDeadError
 
             # Callers still waiting would otherwise wait for ever: vLLM's shutdown cancels the task that feeds them.
             llm.output_processor.propagate_error(EngineDeadError())
             if self._on_cpu:
-                step_up(self._processes)
+                await asyncio.to_thread(step_up, self._processes)
             await asyncio.to_thread(llm.shutdown, grace_s)
         await asyncio.to_thread(sweep, self._processes, 1.0)
         if left := await asyncio.to_thread(sweep_segments, self._segments):

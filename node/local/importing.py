@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import sys
 from collections.abc import Iterator
@@ -28,4 +29,6 @@ def importing_vllm() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        # Else the interpreter cannot free it when it ends either, and libraries of vLLM's then report dozens of leaks.
+        atexit.register(gc.unfreeze)
         gc.set_threshold(young, middle, old)

@@ -14,6 +14,8 @@ from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
+from node.local.root_cause import note_failures
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SPAWNED = "--multiprocessing-fork"
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -22,10 +24,13 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def hold(parent: int) -> None:
     """Die by SIGKILL when the thread of `parent` that started this process ends, and have our own children do so too.
 
+    What ends its start before that is noted down for the node.
+
     vLLM's engine core starts the workers, each by SIGKILL gone when the core is: vLLM itself only asks them to leave,
     which one that waits for the core in shared memory does not hear. A kernel's signal reaches a stopped process and
     one that hangs in a driver alike; prctl(2) keeps it over exec, not over fork.
     """
+    note_failures()
     _die_with(parent)
     os.register_at_fork(after_in_child=lambda: _die_with(os.getppid()))
     util.spawnv_passfds = spawn_held

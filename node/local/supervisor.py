@@ -155,7 +155,8 @@ class Supervisor:
             await engine.start()
             await self._note(engine.processes)
         except SettingsError as error:
-            event, why, for_good = Event.DIED, error.message, True
+            # What has come up once with these settings may do so again: there may have been more memory then.
+            event, why, for_good = Event.DIED, error.message, self._supervision.start_took_s is None
         except EngineUnavailable as error:
             event, why = Event.DIED, error.message
         else:

@@ -20,6 +20,19 @@ _KEPT = 64
 _NANO = 1e9
 
 
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """One of them, ended at `at_s`. `ran_s`: for how long the loop's thread computed meanwhile, None if nobody tells.
+
+    What is computed on the loop shows there; the rest it waited, for the interpreter, which another thread held, or for
+    the system.
+    """
+
+    at_s: float
+    pause_s: float
+    ran_s: float | None
+
+
 @dataclass(slots=True)
 class Pauses:
     """The pauses since start. Seconds, monotonic.
@@ -31,10 +44,10 @@ class Pauses:
     longest_s: float = 0.0
     long_ones: int = 0
     cpu_wait_s: float | None = None
-    recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    recent: deque[Pause] = field(default_factory=lambda: deque(maxlen=_KEPT))
 
-    def take(self, late_s: float, waited_s: float | None, now_s: float) -> None:
-        """One turn that came `late_s` after its time, for `waited_s` of which the loop waited for a core."""
+    def take(self, late_s: float, waited_s: float | None, now_s: float, ran_s: float | None = None) -> None:
+        """One turn that came `late_s` after its time: it waited for a core for `waited_s` and computed for `ran_s`."""
         pause_s = late_s
         if waited_s is not None:
             self.cpu_wait_s = (self.cpu_wait_s or 0.0) + waited_s
@@ -42,7 +55,7 @@ class Pauses:
         self.longest_s = max(self.longest_s, pause_s)
         self.long_ones += pause_s > LONG_S
         if pause_s >= _WORTH_KEEPING_S:
-            self.recent.append((now_s, pause_s))
+            self.recent.append(Pause(now_s, pause_s, ran_s))
 
 
 class LoopWatch:
@@ -75,23 +88,31 @@ class LoopWatch:
             "pauses_over_50_ms": pauses.long_ones,
             "cpu_wait_s": None if pauses.cpu_wait_s is None else round(pauses.cpu_wait_s, 3),
             "recent_pauses": [
-                {"ago_s": round(now_s - at_s, 2), "pause_s": round(pause_s, 4)} for at_s, pause_s in pauses.recent
+                {
+                    "ago_s": round(now_s - each.at_s, 2),
+                    "pause_s": round(each.pause_s, 4),
+                    "ran_s": None if each.ran_s is None else round(each.ran_s, 4),
+                }
+                for each in pauses.recent
             ],
         }
 
     async def _look(self) -> None:
-        with _CpuWait() as waits:
-            waited_s = waits.read_s()
+        with _ThreadTimes() as times:
+            before = times.read()
             while True:
                 due_s = self._clock() + _INTERVAL_S
                 await asyncio.sleep(_INTERVAL_S)
-                now_s, before_s, waited_s = self._clock(), waited_s, waits.read_s()
-                kept_s = None if waited_s is None or before_s is None else waited_s - before_s
-                self.pauses.take(now_s - due_s, kept_s, now_s)
+                now_s, after = self._clock(), times.read()
+                if after is None or before is None:
+                    self.pauses.take(now_s - due_s, None, now_s)
+                else:
+                    self.pauses.take(now_s - due_s, after[1] - before[1], now_s, after[0] - before[0])
+                before = after
 
 
-class _CpuWait:
-    """For how long this thread has been ready to run while the kernel ran others (proc(5), schedstat)."""
+class _ThreadTimes:
+    """How long this thread has run, and has been ready to run while the kernel ran others (proc(5), schedstat)."""
 
     def __init__(self) -> None:
         self._file: int | None = None
@@ -108,7 +129,10 @@ class _CpuWait:
         if self._file is not None:
             os.close(self._file)
 
-    def read_s(self) -> float | None:
-        """Seconds since the thread began; None where nobody tells."""
+    def read(self) -> tuple[float, float] | None:
+        """Both in seconds since the thread began; None where nobody tells."""
         fields = b"" if self._file is None else os.pread(self._file, 128, 0)
-        return int(fields.split()[1]) / _NANO if fields else None
+        if not fields:
+            return None
+        ran, waited, _ = fields.split()
+        return int(ran) / _NANO, int(waited) / _NANO

@@ -101,10 +101,12 @@ def crowd(seed: int, count: int) -> list[Asked]:
 
 
 @asynccontextmanager
-async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    """Connections for any number of clients, kept alive between requests."""
+async def session(*, keep_alive: bool = True) -> AsyncIterator[aiohttp.ClientSession]:
+    """Connections for any number of clients, kept alive between requests or closed after each."""
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None), trust_env=False
+        connector=aiohttp.TCPConnector(limit=0, force_close=not keep_alive),
+        timeout=aiohttp.ClientTimeout(total=None),
+        trust_env=False,
     ) as made:
         yield made
 

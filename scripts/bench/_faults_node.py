@@ -38,23 +38,33 @@ class Footprint:
         return {name: count for name, count in more.items() if count > 0}
 
 
+@dataclass(frozen=True)
+class Pause:
+    """One pause of the node's loop, and for how long of it the loop's own thread computed."""
+
+    pause_s: float
+    ran_s: float | None
+
+
 @dataclass
 class Pauses:
-    """The pauses of the node's loop, as told while they were recent: when, in monotonic seconds, and how long."""
+    """The pauses of the node's loop, as told while they were recent, by when they were, in monotonic seconds."""
 
-    seen: dict[float, float] = field(default_factory=dict)
+    seen: dict[float, Pause] = field(default_factory=dict)
 
     def take(self, loop: dict[str, Any], now_s: float) -> None:
         """Take in what the statistics say at `now_s`."""
-        for pause in loop["recent_pauses"]:
-            at_s = round(now_s - pause["ago_s"], 1)
-            near = [each for each in (at_s, round(at_s - 0.1, 1), round(at_s + 0.1, 1)) if each in self.seen]
+        for each in loop["recent_pauses"]:
+            at_s = round(now_s - each["ago_s"], 1)
+            near = [other for other in (at_s, round(at_s - 0.1, 1), round(at_s + 0.1, 1)) if other in self.seen]
             at_s = near[0] if near else at_s
-            self.seen[at_s] = max(self.seen.get(at_s, 0.0), pause["pause_s"])
+            if at_s not in self.seen or self.seen[at_s].pause_s < each["pause_s"]:
+                self.seen[at_s] = Pause(each["pause_s"], each["ran_s"])
 
-    def longest_s(self, since_s: float, until_s: float) -> float:
-        """The longest in that time; 0 when none was worth telling (20 ms)."""
-        return max((pause_s for at_s, pause_s in self.seen.items() if since_s <= at_s <= until_s), default=0.0)
+    def longest(self, since_s: float, until_s: float) -> Pause | None:
+        """The longest in that time; None when none was worth telling (20 ms)."""
+        within = [pause for at_s, pause in self.seen.items() if since_s <= at_s <= until_s]
+        return max(within, key=lambda pause: pause.pause_s, default=None)
 
 
 class WatchedNode:
@@ -95,6 +105,13 @@ class WatchedNode:
         notes = [json.loads(path.read_text()) for path in self._notes.glob("*.json")]
         noted = [EngineProcess(**each) for note in notes for each in note["processes"]]
         return sorted(noted, key=lambda process: process.start_ticks)
+
+    def kill_engine(self) -> bool:
+        """SIGKILL to the core of the engine; whether there was one."""
+        found = [process for noted in self.engine()[:1] if (process := noted.find())]
+        for process in found:
+            process.kill()
+        return bool(found)
 
     def load_times_s(self, model: str) -> list[float]:
         """How long each start of the model's engine has taken."""
@@ -152,8 +169,15 @@ class WatchedNode:
 
     def descriptors(self) -> list[str]:
         """What each open descriptor is, for the report of a leak."""
+        sockets = {str(each.fd): self._who(each) for each in psutil.Process(self.pid).net_connections("inet")}
         folder = Path(f"/proc/{self.pid}/fd")
-        return sorted(str(each.readlink()) for each in folder.iterdir())
+        return sorted(sockets.get(each.name) or str(each.readlink()) for each in folder.iterdir())
+
+    def _who(self, connection: Any) -> str:
+        if not connection.raddr:
+            return f"listening at {connection.laddr.port}"
+        outward = connection.raddr.port in self._providers
+        return f"connection {'to a provider' if outward else 'of a client'} ({connection.status})"
 
     async def _get(self, url: str) -> dict[str, Any]:
         async with self._clients.get(url, headers=_OPERATOR) as answer:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from _faults_setup import KEY, World
 
 _BEFORE_S, _DOWN_S, _AFTER_S = 2.0, 3.0, 2.0
 _BACK_WITHIN_S = 60.0
+_WELL_WITHIN_S = 90.0  # a provider that has asked for a long pause is left alone for a minute
 _LOOK_S = 0.02
 
 
@@ -22,7 +24,7 @@ class Outage:
 
     `failures` are the calls that arrived there and were failed until the breaker was seen open (None: it could not be
     reached, and counted none). `served` are whole answers of `requests`, those left out that had begun at the provider
-    when it died: no other may go on with them.
+    when it died: no other may go on with them. `by_error` are the errors of those that were not served.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Outage:
     failures: int | None
     back_s: float
     wrong: int
+    by_error: dict[str, int]
 
     @property
     def served_percent(self) -> float:
@@ -74,7 +77,10 @@ async def _outage(
     async def away() -> bool:
         return not await available()
 
-    await until(available, _BACK_WITHIN_S, "the provider is not available")
+    async def all_are_well() -> bool:
+        return all(each["available"] for each in (await node.stats())["providers"].values())
+
+    await until(all_are_well, _WELL_WITHIN_S, "not every provider is available")
     async with session() as clients:
 
         async def one(asked: Asked) -> None:
@@ -136,7 +142,13 @@ def told(
         # What has begun there when it dies is on no bill; that it broke off must be said.
         wrong=sum(not (each.done and each.error is not None) for each in begun)
         + sum(bool(judge(each, evidence.get(each.asked.marker, Evidence()), KEY)) for each in rest),
+        by_error=dict(Counter(_failure(each) for each in rest if not each.whole)),
     )
+
+
+def _failure(heard: Heard) -> str:
+    said = heard.broken if heard.error is None else heard.error["code"]
+    return f"{heard.status} {said} ({heard.backend}, {'stream' if heard.asked.stream else 'document'})"
 
 
 def _failures(world: World) -> int:

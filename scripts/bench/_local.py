@@ -105,7 +105,7 @@ def start(arm: str, directory: Path) -> Iterator[Service]:
         url=f"http://127.0.0.1:{port}",
         ready_path="/health",
         log=directory / "vllm.log",
-        env={**bare, **engine_arguments.environment(model, bare, cuda=cuda)},
+        env={**bare, **engine_arguments.environment(model, bare)},
         ready_within_s=READY_WITHIN_S,
     ) as service:
         yield service

@@ -441,7 +441,7 @@ async def test_pool_with_no_free_connection_is_our_side_of_the_road(upstream: Up
 @pytest.mark.parametrize(
     "certificate", [{}, {"host": "other.example"}, {"valid_days": -1}], ids=["self-signed", "wrong host", "expired"]
 )
-async def test_certificate_that_does_not_verify_is_refused(
+async def test_row_54_certificate_that_does_not_verify_is_refused(
     make_cloud: CloudMaker, upstream: Upstream, tmp_path: Path, certificate: dict[str, Any]
 ) -> None:
     authority, context = make_certificate(tmp_path, **certificate)

@@ -1,7 +1,7 @@
 """An engine, a cloud and a house around them, all scripted: what they answer, and what they noticed."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from random import Random
@@ -180,6 +180,7 @@ class House:
         policy: Policy | None = None,
         zones: Mapping[str, Zone] = MappingProxyType({}),
         hedging: Hedging | None = None,
+        vram_free_bytes: Callable[[], int | None] = lambda: None,
     ) -> None:
         self.outcomes: list[Outcome] = []
         self.ledger = BookLedger()
@@ -205,7 +206,7 @@ class House:
             engine=engine,
             policy=policy or TargetsPolicy(OverflowPolicy(limits or Limits(feed_ahead=0, margin_s=0.0))),
             cloud_options=lambda failed: self.providers.options_for(self.model, now_s(), failed),
-            vram_free_bytes=lambda: None,
+            vram_free_bytes=vram_free_bytes,
             clock=now_s,
         )
         self.conversations = Conversations(now_s)

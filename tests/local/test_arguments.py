@@ -71,20 +71,25 @@ def test_unsafe_or_doubled_argument_is_refused_by_name(given: dict[str, Any]) ->
 @pytest.mark.parametrize("switch", ["VLLM_ALLOW_INSECURE_SERIALIZATION", "VLLM_SERVER_DEV_MODE"])
 def test_insecure_vllm_switches_stop_the_start(switch: str) -> None:
     with pytest.raises(SettingsError, match=switch):
-        environment(MODEL, {switch: "1"}, cuda=False)
-    environment(MODEL, {switch: "0"}, cuda=False)
+        environment(MODEL, {switch: "1"})
+    environment(MODEL, {switch: "0"})
 
 
 def test_nothing_is_reported_home_and_a_folder_needs_no_network() -> None:
-    chosen = environment(MODEL, {}, cuda=False)
+    chosen = environment(MODEL, {})
     assert chosen["VLLM_NO_USAGE_STATS"] == chosen["DO_NOT_TRACK"] == chosen["HF_HUB_OFFLINE"] == "1"
-    assert "HF_HUB_OFFLINE" not in environment(replace(MODEL, source="org/model"), {}, cuda=False)
+    assert "HF_HUB_OFFLINE" not in environment(replace(MODEL, source="org/model"), {})
 
 
-def test_cpu_cache_is_one_gibibyte_unless_the_operator_says_otherwise() -> None:
-    assert environment(MODEL, {}, cuda=False)["VLLM_CPU_KVCACHE_SPACE"] == "1"
-    assert "VLLM_CPU_KVCACHE_SPACE" not in environment(MODEL, {"VLLM_CPU_KVCACHE_SPACE": "4"}, cuda=False)
-    assert "VLLM_CPU_KVCACHE_SPACE" not in environment(MODEL, {}, cuda=True)
+def test_cpu_cache_is_one_gibibyte_unless_the_catalogue_says_otherwise() -> None:
+    def cache(given: dict[str, Any], *, cuda: bool) -> int | None:
+        args = parse("demo", command_line("demo", replace(MODEL, engine_args=given), cuda=cuda))
+        size: int | None = args.kv_cache_memory_bytes
+        return size
+
+    assert cache({}, cuda=False) == 1 << 30
+    assert cache({"kv_cache_memory_bytes": 4 << 30}, cuda=False) == 4 << 30
+    assert cache({}, cuda=True) is None
 
 
 def test_vllm_reads_what_we_write() -> None:

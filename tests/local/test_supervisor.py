@@ -248,6 +248,17 @@ async def test_settings_that_are_wrong_are_not_tried_again() -> None:
 
 
 @in_virtual_time
+async def test_settings_that_have_worked_before_are_tried_again() -> None:
+    house = House(fails=lambda number: SettingsError("no memory left for the KV cache") if number == 2 else None)
+    await house.until(EngineState.READY)
+    house.engine.died()
+    await house.until(EngineState.DOWN)
+    await house.until(EngineState.READY)
+    assert house.engine.number == 3
+    await house.end()
+
+
+@in_virtual_time
 async def test_row_63_too_little_memory_is_an_error_that_names_it_and_another_try_later() -> None:
     house = House(lacking=["GPU 0 has 3.0 of 80.0 GiB free"])
     await house.until(EngineState.DOWN)

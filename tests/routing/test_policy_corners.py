@@ -186,7 +186,7 @@ def test_request_leaves_a_full_kv_cache_at_its_last_moment_and_says_why() -> Non
     assert ask(Limits(), snapshot=snapshot, after_s=1.4) == (Target.CLOUD, Reason.KV_CACHE_USAGE)
 
 
-def test_low_vram_holds_requests_back_and_unknown_vram_does_not() -> None:
+def test_row_63_low_vram_holds_requests_back_and_unknown_vram_does_not() -> None:
     limits = Limits(min_free_vram_bytes=1000)
     assert ask(limits, snapshot=replace(IDLE, vram_free_bytes=999)) == (Target.WAIT, Reason.LOW_VRAM)
     assert ask(limits, snapshot=replace(IDLE, vram_free_bytes=1000))[0] is Target.LOCAL

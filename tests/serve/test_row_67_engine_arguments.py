@@ -49,3 +49,18 @@ async def test_row_67_the_cloud_stands_in_and_readyz_says_why(tmp_path: Path) ->
         finally:
             node.kill()
     assert node.log_text().count(_SAID) == 1
+
+
+async def test_row_67_context_that_does_not_fit_the_cache_ends_with_what_to_do(tmp_path: Path) -> None:
+    async with emulated() as emulator:
+        node = NodeProcess(emulator, tmp_path)
+        node.config.write_text(_ALONE.format(port=node.port) + "engine: {demo: {kv_cache_memory_bytes: 4194304}}\n")
+        node.start()
+        try:
+            assert await node.ended(120) == 1
+        finally:
+            node.kill()
+    (said,) = [line for line in node.log_text().splitlines() if line.startswith("spillway: ")]
+    assert said.startswith("spillway: demo: context_tokens: 4096 tokens need ")
+    assert "set context_tokens lower" in said
+    assert said.endswith("nothing else can serve demo")

@@ -1,4 +1,4 @@
-"""What the node knows of its GPUs, read by the real `pynvml` from a fake `libnvidia-ml.so.1` built here."""
+"""Row 64: what the node knows of its GPUs, read by the real `pynvml` from a fake `libnvidia-ml.so.1` built here."""
 
 from __future__ import annotations
 
