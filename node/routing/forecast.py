@@ -26,7 +26,7 @@ from node.routing.values import EngineLoad, Features, Limits, QueueLoad
 
 _LEAST_FEED_S, _MOST_FEED_S = 0.05, 0.6
 _FEED_SHARE = 0.2  # of the TTFT budget: who comes while such a step is under way has four fifths left after it
-_FEED_STEPS = 12.0  # times what a step takes without prompts: a twelfth of the engine's time is the price of short ones
+_FEED_STEPS = 18.0  # times what a step takes without prompts: an 18th of the engine's time is the price of short ones
 _LEAST_FEED_TOKENS = 512.0  # in a step however long it takes: below that the fixed part of steps eats the engine
 _PINNED_LEAVES = 0.33  # of what others leave free in the KV cache, for what runs to grow into
 _MOST_PINNED_SHARE = 0.5  # of the engine's time: beyond that, no forecast

@@ -297,7 +297,7 @@ class Limits:
     feed_ahead: int | None = None
     feed_s: float | None = None
     kv_share: float = 0.92
-    wait_doubt: float = 0.5
+    wait_doubt: float = 0.2
     margin_s: float = 0.1
     tpot_budget_s: float | None = None
 
