@@ -529,7 +529,7 @@ def policy_for(settings: Settings) -> TargetsPolicy:
         min_free_vram_bytes=routing.min_free_vram_bytes,
         feed_ahead=routing.feed_ahead,
         margin_s=routing.margin_ms / 1000,
-        feed_s=routing.feed_ms / 1000,
+        feed_s=None if routing.feed_ms is None else routing.feed_ms / 1000,
         tpot_budget_s=None if routing.tpot_budget_ms is None else routing.tpot_budget_ms / 1000,
     )
     return TargetsPolicy(OverflowPolicy(limits))

@@ -142,8 +142,8 @@ class RoutingSettings(Section, frozen=True, kw_only=True):
     `max_wait_s`: how long a request that cannot leave may wait for a slot before it is refused.
     `max_queue_depth`, `max_kv_cache_usage`, `min_free_vram_bytes`: hard limits (null: off).
     `feed_ahead`: sequences given to the engine beyond what it can run, so that it never idles (null: an eighth).
-    `feed_ms`: the longest that a step full of prompts may take; beyond the next such step prompts wait in the node's
-    own queue.
+    `feed_ms`: the longest that a step full of prompts may take (null: a fifth of the request's budget for its first
+    token, up to 600); beyond the next such step prompts wait in the node's own queue.
     `tpot_budget_ms`: time per output token; only so many sequences decode together as keep it (null: no promise).
     `margin_ms`: taken off the last safe moment for the node's own work.
     `hedge_share`: of the requests that start in the engine, how many may have a copy sent to the cloud because their
@@ -157,7 +157,7 @@ class RoutingSettings(Section, frozen=True, kw_only=True):
     max_kv_cache_usage: Fraction | None = 0.98
     min_free_vram_bytes: PositiveInt | None = None
     feed_ahead: Annotated[int, Meta(ge=0)] | None = None
-    feed_ms: PositiveFloat = 150.0
+    feed_ms: PositiveFloat | None = None
     tpot_budget_ms: PositiveFloat | None = None
     margin_ms: PositiveFloat = 100.0
     hedge_share: Annotated[float, Meta(ge=0, le=0.5)] = 0.0

@@ -24,8 +24,9 @@ import math
 from node.routing.frozen import value
 from node.routing.values import EngineLoad, Features, Limits, QueueLoad
 
-_LEAST_FEED_S = 0.05
-_FEED_STEPS = 12.0  # times what a step takes without prompts: a twelfth of the engine's time is the price of short ones
+_LEAST_FEED_S, _MOST_FEED_S = 0.05, 0.6
+_FEED_SHARE = 0.2  # of the TTFT budget: who comes while such a step is under way has four fifths left after it
+_FEED_STEPS = 18.0  # times what a step takes without prompts: an 18th of the engine's time is the price of short ones
 _LEAST_FEED_TOKENS = 512.0  # in a step however long it takes: below that the fixed part of steps eats the engine
 _PINNED_LEAVES = 0.33  # of what others leave free in the KV cache, for what runs to grow into
 _MOST_PINNED_SHARE = 0.5  # of the engine's time: beyond that, no forecast
@@ -62,11 +63,11 @@ def kv_limit(features: Features, engine: EngineLoad, queue: QueueLoad, limits: L
     return most - queue.growth_tokens - 0.5 * features.output_tokens_estimate
 
 
-def feed_tokens(engine: EngineLoad, limits: Limits) -> float:
+def feed_tokens(features: Features, engine: EngineLoad, limits: Limits) -> float:
     """Prompt tokens to feed a step: at least a few and at most what one holds.
 
     Such a step takes a fixed multiple of one without prompts, so that their cost is a fixed share, but no longer than
-    `limits.feed_s`: whoever comes while it is under way waits for all of it.
+    `limits.feed_s`, or else a fixed share of the TTFT budget: whoever comes while it is under way waits for all of it.
     """
     most = float(engine.max_batched_tokens - engine.running)
     if most < 1.0:
@@ -77,7 +78,11 @@ def feed_tokens(engine: EngineLoad, limits: Limits) -> float:
     without_s = step.step_s(engine.running, 0)
     feed_s = _FEED_STEPS * without_s
     feed_s = feed_s if feed_s > _LEAST_FEED_S else _LEAST_FEED_S
-    feed_s = feed_s if feed_s < limits.feed_s else limits.feed_s
+    longest_s = limits.feed_s
+    if longest_s is None:
+        longest_s = _FEED_SHARE * features.ttft_budget_s
+        longest_s = longest_s if longest_s < _MOST_FEED_S else _MOST_FEED_S
+    feed_s = feed_s if feed_s < longest_s else longest_s
     tokens = (feed_s - without_s) / step.per_prefill_token_s
     tokens = tokens if tokens > _LEAST_FEED_TOKENS else _LEAST_FEED_TOKENS
     return tokens if tokens < most else most
@@ -116,7 +121,7 @@ def predict_ttft_s(
         decoding = engine.max_sequences
     least_steps = 1 + before
     if queue.prompt_tokens_ahead:
-        per_step = feed_tokens(engine, limits)
+        per_step = feed_tokens(features, engine, limits)
         steps = math.ceil(tokens / per_step)
         steps = steps if steps > least_steps else least_steps
         if steps * per_step > tokens:
@@ -143,7 +148,8 @@ def _wait_s(features: Features, engine: EngineLoad, queue: QueueLoad, limits: Li
     """Until a sequence is free and the KV cache has room; None when that takes a finish and none was seen yet.
 
     The cache frees what the sequences that finish held (what one holds now on average, and half an answer more), less
-    what the others grow by meanwhile: one token each per step.
+    what the others grow by meanwhile: one token each per step, at the pace at which they lately went, which is also the
+    pace at which they finish.
     """
     wait_s = 0.0
     missing = engine.in_flight + queue.sequences_ahead + features.choices - engine.max_sequences
@@ -166,7 +172,8 @@ def _wait_s(features: Features, engine: EngineLoad, queue: QueueLoad, limits: Li
         wait_s = missing / max(left_per_s, _LEAST_LEFT * per_s)
     if over > 0.0 and used > 0.0:
         freed = engine.sequences_per_s * (used / running + features.output_tokens_estimate / 2)
-        taken = running / engine.step.step_s(running, 0) + (queue.pinned_tokens_per_s if overtaking else 0.0)
+        token_s = engine.step.step_s(running, 0) if engine.tpot_s is None else engine.tpot_s
+        taken = running / token_s + (queue.pinned_tokens_per_s if overtaking else 0.0)
         wait_s = max(wait_s, over / max(freed - taken, _LEAST_LEFT * freed))
     return wait_s
 

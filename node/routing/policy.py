@@ -220,7 +220,7 @@ class OverflowPolicy(Policy):
         if waiting_tokens:
             # A feed for each step that is not put together yet when the one under way ends, or when the first begins.
             idle = engine.running == 0 and engine.stepping_tokens == 0
-            feed = feed_tokens(engine, self.limits) * (1 + engine.steps_ahead + idle) * left
+            feed = feed_tokens(features, engine, self.limits) * (1 + engine.steps_ahead + idle) * left
             if waiting_tokens + features.uncached_tokens_estimate > feed:
                 return False
         limit = kv_limit(features, engine, queue, self.limits)

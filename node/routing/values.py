@@ -282,8 +282,9 @@ class Limits:
     """The operator's settings that routing obeys. The first three are hard limits: beyond them load counts as exceeded.
 
     `feed_ahead` is how many sequences beyond `max_sequences` the engine may hold, so that it never idles between two of
-    ours; None: an eighth of them. `feed_s` is how long a step full of prompts may take: no more is handed over than
-    keeps such steps going, and the rest waits in the node's own queue, where it can still be overtaken and leave.
+    ours; None: an eighth of them. `feed_s` is how long a step full of prompts may take (None: a fifth of the request's
+    TTFT budget, up to 0.6 s): no more is handed over than keeps such steps going, and the rest waits in the node's own
+    queue, where it can still be overtaken and leave.
     `kv_share` is how much of the KV cache is filled: the rest is left for what runs to grow into beyond what is
     expected, except that those who cannot leave may have a part of it. `wait_doubt` is the share added to a wait for
     others to finish, which is known only on average. `margin_s` is taken off the last safe moment for our own work.
@@ -294,9 +295,9 @@ class Limits:
     max_kv_cache_usage: float | None = 0.98
     min_free_vram_bytes: int | None = None
     feed_ahead: int | None = None
-    feed_s: float = 0.15
+    feed_s: float | None = None
     kv_share: float = 0.92
-    wait_doubt: float = 0.5
+    wait_doubt: float = 0.2
     margin_s: float = 0.1
     tpot_budget_s: float | None = None
 

@@ -124,7 +124,7 @@ def clairvoyant(
     Deterministic; `rounds` is the most passes of improvement. Raises ValueError, as a replay does, for a pinned request
     larger than the KV cache.
     """
-    search = _Search(trace, profile, provider, promise)
+    search = ScheduleSearch(trace, profile, provider, promise)
     given = list(dict.fromkeys(starts))
     if bound is not None:
         given.append(frozenset(i for i, share in enumerate(bound.local_share) if share > 0.5))
@@ -132,8 +132,8 @@ def clairvoyant(
         given.append(frozenset(range(len(trace))))
     alone = search.alone()
     spillable = len(trace) - len(promise.pinned)
-    choices = _step_token_choices(profile, promise)
-    found: list[_Plan] = []
+    choices = step_token_choices(profile, promise)
+    found: list[Plan] = []
     for start in starts:
         for search.step_tokens in choices:
             search.keep_only(start)
@@ -148,7 +148,7 @@ def clairvoyant(
             search.repair()
             found.append(search.plan())
 
-    def badness(plan: _Plan) -> tuple[int, float, int]:
+    def badness(plan: Plan) -> tuple[int, float, int]:
         over = max(0.0, plan.late - late_share * spillable)
         return max(0, plan.pinned_late - most_pinned_late), over, plan.spend
 
@@ -183,7 +183,7 @@ def clairvoyant(
     )
 
 
-def _step_token_choices(profile: EngineProfile, promise: Promise) -> list[int]:
+def step_token_choices(profile: EngineProfile, promise: Promise) -> list[int]:
     """Prompt tokens a step may hold, for the shares of the budget it may take."""
     per_token_s = profile.step.per_prefill_token_s
     most = profile.max_batched_tokens
@@ -193,7 +193,7 @@ def _step_token_choices(profile: EngineProfile, promise: Promise) -> list[int]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
+class Plan:
     """A set that stays, when each of it is handed over, and what that comes to. `given`: it is a start, untouched."""
 
     local: frozenset[int]
@@ -205,10 +205,10 @@ class _Plan:
     given: bool
 
 
-class _Engine(SimulatedEngine):
+class ForkableEngine(SimulatedEngine):
     """An engine that can be copied, and that knows how much of the KV cache will be used."""
 
-    def fork(self) -> _Engine:
+    def fork(self) -> ForkableEngine:
         """A copy that goes on by itself."""
         other = copy.copy(self)
         copies: dict[int, EngineSequence] = {}
@@ -273,7 +273,7 @@ class _Engine(SimulatedEngine):
 
 
 @dataclass(slots=True, eq=False)
-class _Run:
+class ScheduleRun:
     """The schedule at one moment, to be gone on from, or gone back to.
 
     `index` is the next arrival, `waiting` are those held back, `handing` those to be handed over and when. `reserved`
@@ -282,7 +282,7 @@ class _Run:
     and output tokens) there was no room for since something finished.
     """
 
-    engine: _Engine
+    engine: ForkableEngine
     at_s: float = 0.0
     now_s: float = 0.0
     index: int = 0
@@ -294,7 +294,7 @@ class _Run:
     full_at_s: float = -math.inf
     full_need: float = math.inf
 
-    def fork(self) -> _Run:
+    def fork(self) -> ScheduleRun:
         """A copy that goes on by itself."""
         other = copy.copy(self)
         other.engine = self.engine.fork()
@@ -307,7 +307,7 @@ class _Run:
         return self.engine.ends_s is None and not self.waiting and not self.handing
 
 
-class _Search:
+class ScheduleSearch:
     """The trace, who of it stays, and how that went when it was last run. Indices are into the trace."""
 
     def __init__(
@@ -369,12 +369,12 @@ class _Search:
     def late_as_it_is(self) -> set[int]:
         """Who of those that stay is late, nobody sent away."""
         self.excused = bytearray(self.count)
-        run, late = _Run(_Engine(self.profile)), set()
-        while found := self._advance(run, math.inf):
+        run, late = ScheduleRun(ForkableEngine(self.profile)), set()
+        while found := self.advance(run, math.inf):
             late.update(found)
         return late
 
-    def plan(self, late: set[int] | None = None) -> _Plan:
+    def plan(self, late: set[int] | None = None) -> Plan:
         """What was last run. `late` when it was run as it is."""
         local = frozenset(i for i in self.fitting if self.stays[i])
         given = late is not None
@@ -382,7 +382,7 @@ class _Search:
             late = {
                 i for i in range(self.count) if self.stays[i] and self.first_s[i] - self.arrival_s[i] > self.budget_s
             }
-        return _Plan(
+        return Plan(
             local=local,
             hand_over_s={i: self.hand_over_s[i] for i in (*local, *self.pinned)},
             step_tokens=self.step_tokens,
@@ -395,10 +395,10 @@ class _Search:
     def repair(self) -> None:
         """Send away, from the first late one to the last, whoever is cheapest among those in the way."""
         self.excused = bytearray(self.late_anyway)
-        forks = [_Run(_Engine(self.profile))]
+        forks = [ScheduleRun(ForkableEngine(self.profile))]
         run = forks[0].fork()
         while run.index < self.count or not run.over:
-            late = self._advance(run, run.at_s + _FORK_S)
+            late = self.advance(run, run.at_s + _FORK_S)
             if not late:
                 # The trace may be silent for hours.
                 idle_s = self.arrival_s[run.index] - _FORK_S if run.over and run.index < self.count else 0.0
@@ -408,7 +408,7 @@ class _Search:
                 while len(forks) > 2 and forks[1].at_s < since_s:
                     del forks[0]
                 continue
-            leaves = self._in_the_way(run, late[0], forks[0].index)
+            leaves = self.in_the_way(run, late[0], forks[0].index)
             if leaves is None:
                 for i in late:
                     self.excused[i] = 1
@@ -425,33 +425,33 @@ class _Search:
         tried: dict[int, list[int]] = {}
         for i in away[number % parts :: parts]:
             tried.setdefault(int(self.arrival_s[i] / _FORK_S), []).append(i)
-        run = _Run(_Engine(self.profile))
+        run = ScheduleRun(ForkableEngine(self.profile))
         for cell in sorted(tried):
             begin_s = cell * _FORK_S
-            while late := self._advance(run, math.nextafter(begin_s, -math.inf)):
+            while late := self.advance(run, math.nextafter(begin_s, -math.inf)):
                 for i in late:
                     self.excused[i] = 1
             ahead = run.fork()  # who is late without any of them is not held against them
             blameless: list[int] = []
-            while late := self._advance(ahead, begin_s + _FORK_S + _AHEAD_S):
+            while late := self.advance(ahead, begin_s + _FORK_S + _AHEAD_S):
                 blameless += late
                 for i in late:
                     self.excused[i] = 1
             for i in tried[cell]:
-                self._try(run, i)
+                self.try_here(run, i)
             for i in blameless:
                 self.excused[i] = self.late_anyway[i]
 
-    def _try(self, before: _Run, new: int) -> None:
+    def try_here(self, before: ScheduleRun, new: int) -> None:
         """Keep `new` if it and those it drives out leave nobody late for a while, and cost less than it."""
         self.stays[new] = 1
         out: list[int] = []
         paid = 0
         run = before.fork()
-        while late := self._advance(run, self.arrival_s[new] + _AHEAD_S):
+        while late := self.advance(run, self.arrival_s[new] + _AHEAD_S):
             leaves = None
             if len(out) < _MOST_LEAVING:
-                leaves = self._in_the_way(run, late[0], before.index, than=new)
+                leaves = self.in_the_way(run, late[0], before.index, than=new)
             if leaves is not None:
                 paid += self.cost[leaves]
             if leaves is None or paid >= self.cost[new]:
@@ -463,7 +463,7 @@ class _Search:
             out.append(leaves)
             run = before.fork()
 
-    def _in_the_way(self, run: _Run, late: int, first: int, than: int | None = None) -> int | None:
+    def in_the_way(self, run: ScheduleRun, late: int, first: int, than: int | None = None) -> int | None:
         """Whose leaving costs least per second of work, among those with an index from `first` on that held `late` up.
 
         That is who came since the engine was last through with its prompts and, if there was no room, who decodes or
@@ -496,14 +496,14 @@ class _Search:
                 anyway += self.late_anyway[i]
         return late > anyway + self.spare_late * until / self.count
 
-    def _waits_since_s(self, run: _Run) -> float:
+    def _waits_since_s(self, run: ScheduleRun) -> float:
         """When the first of those arrived that have no first token yet; now, if all have."""
         oldest = [i for i in (run.engine.oldest_to_begin(),) if i is not None]
         oldest += [run.waiting[0]] if run.waiting else []
         oldest += [run.handing[0][1]] if run.handing else []
         return min((self.arrival_s[i] for i in oldest), default=run.at_s)
 
-    def _advance(self, run: _Run, until_s: float) -> list[int]:
+    def advance(self, run: ScheduleRun, until_s: float) -> list[int]:
         """Run on through what happens up to `until_s`, or up to the first late token: those late by it, else none.
 
         Events in the order of the replay: at the same time steps before arrivals before hand-overs.
@@ -544,10 +544,14 @@ class _Search:
                 index += 1
             else:
                 self._submit(run, run.handing.popleft()[1])
+        # Those passed over who come only later may yet be kept.
+        reached_s = run.now_s if late else until_s
+        while index and arrival_s[index - 1] > reached_s:
+            index -= 1
         run.index = index
         return late
 
-    def _has_room(self, run: _Run, index: int) -> bool:
+    def _has_room(self, run: ScheduleRun, index: int) -> bool:
         """Rules 1 to 3 of the schedule."""
         engine = run.engine
         if run.inside == 0:
@@ -567,7 +571,7 @@ class _Search:
         run.full_need, run.full_at_s = need, run.now_s
         return False
 
-    def _hand_over(self, run: _Run) -> None:
+    def _hand_over(self, run: ScheduleRun) -> None:
         """Take from those waiting who fits the next step, each a moment after the other."""
         ends_s = run.engine.first_step_ends_s
         at_s = run.now_s + _APART_S
@@ -584,10 +588,10 @@ class _Search:
             else:
                 break
 
-    def _take(self, run: _Run, index: int) -> None:
+    def _take(self, run: ScheduleRun, index: int) -> None:
         run.inside += 1
         run.reserved += self.prompt[index] + self.output[index]
 
-    def _submit(self, run: _Run, index: int) -> None:
+    def _submit(self, run: ScheduleRun, index: int) -> None:
         self.hand_over_s[index] = run.now_s
         run.engine.submit(EngineSequence(index, self.prompt[index], self.own[index], self.output[index]), run.now_s)

@@ -60,6 +60,7 @@ examples:
   spillway simulate --from-ledger --since 24h --profile mine.json --html yesterday.html
   spillway simulate azure_code --provider 'gpu-2 zone=premises weight=2' --provider 'holysheep ttft-ms=400'
   spillway simulate monday.csv --profile gpu-small --ttft-budget-ms 3000
+  spillway simulate batch_tenants --load 1 --policy overflow --explain depth
   spillway simulate code_bursty --traces ~/traces --load 1.5 --pinned-share 0.2
   spillway simulate AzureLLMInferenceTrace_conv.csv --speed 4 --policy overflow --policy depth:4 --prices 0.8,2.5
 
@@ -162,6 +163,11 @@ def _add_simulate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument("--seed", metavar="N", default="0", help="of all chance (default: %(default)s)")
     parser.add_argument("--bound", action="store_true", help="reckon the least any router could have spent (scipy)")
+    parser.add_argument(
+        "--explain",
+        metavar="OTHER",
+        help="why the first policy paid more, or less, than OTHER: a policy, depth (the best fixed one), clairvoyant",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures, all in one file")
 
@@ -182,7 +188,7 @@ def run(options: argparse.Namespace, ledger: Place | None = None) -> int:
 
 
 def _simulate(options: argparse.Namespace, ledger: Place | None) -> int:
-    from node.simulate import comparing, page
+    from node.simulate import comparing, explained, explaining, page
     from node.simulate.baselines import make_policy
     from node.simulate.profiles import write_whole
 
@@ -193,16 +199,24 @@ def _simulate(options: argparse.Namespace, ledger: Place | None) -> int:
     policies = tuple(dict.fromkeys(options.policy or DEFAULT_POLICIES))
     for policy in policies:
         make_policy(policy)
+    if options.explain is not None:
+        explaining.check(options.explain)
     progress = _Progress()
     try:
         progress.show(f"reading {options.trace or 'the ledger'}")
         question = _question(options, ledger)
         found = comparing.compare(question, policies, bound=options.bound, progress=progress.show)
+        why = None
+        if options.explain is not None:
+            why = explaining.explain(question, policies[0], options.explain, progress.show)
     finally:
         progress.clear()
-    document = comparing.as_json(found) if options.json else b""
+    told = None if why is None else explained.as_json(why)
+    document = comparing.as_json(found, told) if options.json else b""
     picture = page.draw(found).encode() if options.html else b""
     print(comparing.text(found))
+    if why is not None:
+        print(f"\n{explained.text(why)}")
     for path, content in ((options.json, document), (options.html, picture)):
         if path is not None:
             write_whole(path, content)

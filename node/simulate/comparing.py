@@ -222,36 +222,37 @@ def facts(comparison: Comparison) -> list[str]:
     trace, promise, provider = question.trace, question.promise, question.provider
     duration_s = trace[-1].arrival_s - trace[0].arrival_s
     load = f"load {comparison.load:.2f}" if math.isfinite(comparison.load) else "all at once"
-    lines = [
+    told = [
         f"{question.title}: {len(trace):,} {'request' if len(trace) == 1 else 'requests'} in {duration_s:,.0f} s, "
         f"speed {question.speed:.3g}, {load} on {question.profile.name}",
         f"promise: first token in {promise.ttft_budget_s:g} s; {len(promise.pinned):,} pinned"
         + ("" if question.others else f"; cloud {_figures(provider)}"),
     ]
     if question.others:
-        lines += [
+        told += [
             f"{each.name} ({each.zone}, weight {each.weight:g}): {_figures(each)}"
             for each in (provider, *question.others)
         ]
     if question.capped.capped:
-        lines.append(
+        told.append(
             f"cut to fit {question.profile.context_tokens:,} tokens of context: {question.capped.capped:,} requests"
         )
     if bound is not None:
-        lines.append(
+        told.append(
             f"the least any router could have spent: ${usd(bound.spend_nano_usd, bound.all_cloud_nano_usd)} "
             f"(all to the cloud: ${usd(bound.all_cloud_nano_usd, bound.all_cloud_nano_usd)})"
         )
-    return lines
+    return told
 
 
 def text(comparison: Comparison) -> str:
     """The table for a terminal, what was simulated above it."""
     tables = [[HEADER, *rows(comparison)], sent_rows(comparison)]
-    return "\n".join([*facts(comparison), *(line for table in tables if table for line in ("", *_lines(table)))])
+    return "\n".join([*facts(comparison), *(line for table in tables if table for line in ("", *lines(table)))])
 
 
-def _lines(table: Sequence[tuple[str, ...]]) -> Iterable[str]:
+def lines(table: Sequence[tuple[str, ...]]) -> Iterable[str]:
+    """The rows of a table, the first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for cells in table:
         yield "  ".join(
@@ -260,8 +261,11 @@ def _lines(table: Sequence[tuple[str, ...]]) -> Iterable[str]:
         ).rstrip()
 
 
-def as_json(comparison: Comparison) -> bytes:
-    """Everything as one JSON document: dollars as numbers, shares as fractions, seconds."""
+def as_json(comparison: Comparison, explanation: dict[str, object] | None = None) -> bytes:
+    """Everything as one JSON document: dollars as numbers, shares as fractions, seconds.
+
+    `explanation` stands in it as it is.
+    """
     question, bound = comparison.question, comparison.bound
     document: dict[str, Any] = {
         "trace": {
@@ -288,6 +292,7 @@ def as_json(comparison: Comparison) -> bytes:
             "pinned_late_usd": bound.pinned_late_nano_usd / NANO_PER_USD,
         },
         "policies": [_run_json(comparison, run) for run in comparison.runs],
+        "explanation": explanation,
     }
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 

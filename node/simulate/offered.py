@@ -35,21 +35,28 @@ def sustained_batch(requests: Sequence[TraceRequest], profile: EngineProfile) ->
 
 def offered_load(requests: Sequence[TraceRequest], profile: EngineProfile) -> float:
     """The trace's work over its duration, see above; 0 for no work, infinite when all of it comes at once."""
-    fitting = [each for each in requests if each.prompt_tokens + each.output_tokens <= profile.context_tokens]
-    if not fitting:
+    work_s = sum(each or 0.0 for each in works_s(requests, profile))
+    if not work_s:
         return 0.0
-    batch = sustained_batch(fitting, profile)
-    step = profile.step
-    per_prompt_token_s = step.per_prefill_token_s + step.base_s / max(1.0, profile.max_batched_tokens - batch)
-    per_output_token_s = step.per_decode_s + step.base_s / batch
-    work_s = 0.0
-    for each in fitting:
-        own, held = max(1, each.prompt_tokens - each.prefix_hit_tokens), each.prompt_tokens + each.output_tokens / 2
-        work_s += per_prompt_token_s * own + step.per_prefill_pair_s * own * (each.prompt_tokens - own / 2)
-        work_s += (per_output_token_s + step.per_kv_token_s * held) * each.output_tokens
     arrivals = [each.arrival_s for each in requests]
     duration_s = max(arrivals) - min(arrivals)
     return work_s / duration_s if duration_s > 0 else float("inf")
+
+
+def works_s(requests: Sequence[TraceRequest], profile: EngineProfile) -> list[float | None]:
+    """The work of each, see above; None for one that no engine with this context takes."""
+    fits = [each.prompt_tokens + each.output_tokens <= profile.context_tokens for each in requests]
+    batch = sustained_batch([each for each, does in zip(requests, fits, strict=True) if does], profile)
+    step = profile.step
+    per_prompt_token_s = step.per_prefill_token_s + step.base_s / max(1.0, profile.max_batched_tokens - batch)
+    per_output_token_s = step.per_decode_s + step.base_s / batch
+    found: list[float | None] = []
+    for each, does in zip(requests, fits, strict=True):
+        own, held = max(1, each.prompt_tokens - each.prefix_hit_tokens), each.prompt_tokens + each.output_tokens / 2
+        work_s = per_prompt_token_s * own + step.per_prefill_pair_s * own * (each.prompt_tokens - own / 2)
+        work_s += (per_output_token_s + step.per_kv_token_s * held) * each.output_tokens
+        found.append(work_s if does else None)
+    return found
 
 
 def speed_for(requests: Sequence[TraceRequest], profile: EngineProfile, load: float) -> float:

@@ -69,13 +69,18 @@ class Fate:
 
 @dataclass(slots=True)
 class Replay:
-    """All fates, by index into the trace, what the engine did, and how many calls the provider did not take."""
+    """All fates, by index into the trace, what the engine did, and how many calls the provider did not take.
+
+    `prompt_steps` are the engine's steps that computed any of the prompts, `prompt_tokens` what they computed.
+    """
 
     fates: list[Fate | None]
     busy_s: float = 0.0
     ended_s: float = 0.0
     preemptions: int = 0
     failed_calls: int = 0
+    prompt_steps: int = 0
+    prompt_tokens: int = 0
 
 
 class _World:
@@ -229,6 +234,9 @@ class _World:
             heapq.heappush(self.first_tokens, (self.now_s + ttft_s, index))
 
     def _stepped(self, report: StepReport) -> None:
+        if report.prefill_tokens:
+            self.replay.prompt_steps += report.count
+            self.replay.prompt_tokens += report.count * report.prefill_tokens
         for index in report.began:
             fate = self.replay.fates[index]
             assert fate is not None

@@ -24,6 +24,8 @@ from _harness import options
 from _harness.process import CannotRun
 from _harness.report import Bar, describe_machine, finish, number, table
 from _policy_cost import QUEUES, decision_costs
+from _policy_lookahead import HEADER as LOOKAHEAD_HEADER
+from _policy_lookahead import lookahead_row
 from _policy_trouble import HEADER as TROUBLE_HEADER
 from _policy_trouble import trouble_rows
 
@@ -184,6 +186,27 @@ def troubled(job: Job) -> list[list[str]]:
     """The lines of one trace at one load for the table of troubles."""
     profile, _, trace, promise, provider = setting(job)
     return trouble_rows(job.source.name, job.load, trace, profile, provider, promise)
+
+
+def foreseen(job: Job) -> list[list[str]]:
+    """The line of one trace at one load for the table of lookaheads."""
+    profile, _, trace, promise, provider = setting(job)
+    done = replay(trace, profile, provider, promise, make_policy("overflow"))
+    bound = lower_bound(trace, profile, PRICE, ttft_budget_s=promise.ttft_budget_s, pinned=promise.pinned)
+    best_nano_usd = clairvoyant_spend(trace, profile, provider, promise, stayed(done), bound, job.rounds)
+    spend_nano_usd = summary(trace, promise, done).spend_nano_usd
+    return [
+        lookahead_row(
+            job.source.name,
+            job.load,
+            trace,
+            profile,
+            provider,
+            promise,
+            spend_nano_usd=spend_nano_usd,
+            clairvoyant_nano_usd=best_nano_usd or 0,
+        )
+    ]
 
 
 def cell(job: Job) -> Cell:
@@ -425,13 +448,15 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
     ]
 
 
-def show_trouble(wanted: Sequence[Job], processes: int) -> int:
-    """Prints how a failing provider is borne, a table per profile and provider; no bar says how well it has to be."""
+def show_instead(
+    wanted: Sequence[Job], header: Sequence[str], work: Callable[[Job], list[list[str]]], processes: int
+) -> int:
+    """Prints the lines that `work` has for each job, a table per profile and provider; there are no bars."""
     with ProcessPoolExecutor(processes) as pool:
-        found = list(zip(wanted, pool.map(troubled, wanted), strict=True))
+        found = list(zip(wanted, pool.map(work, wanted), strict=True))
     for profile, cloud in dict.fromkeys((job.profile, job.cloud) for job in wanted):
         inside = [row for job, rows in found if (job.profile, job.cloud) == (profile, cloud) for row in rows]
-        print(f"\n{profile}, {cloud}\n\n{table(TROUBLE_HEADER, inside)}")
+        print(f"\n{profile}, {cloud}\n\n{table(header, inside)}")
     return 0
 
 
@@ -441,7 +466,9 @@ def run(arguments: argparse.Namespace) -> int:
     machine = describe_machine()
     print(machine)
     if arguments.trouble:
-        return show_trouble(wanted, arguments.processes)
+        return show_instead(wanted, TROUBLE_HEADER, troubled, arguments.processes)
+    if arguments.lookahead:
+        return show_instead(wanted, LOOKAHEAD_HEADER, foreseen, arguments.processes)
     costs_us = decision_costs()
     cells = []
     with ProcessPoolExecutor(arguments.processes) as pool:
@@ -488,6 +515,9 @@ def main() -> int:
     )
     parser.add_argument(
         "--trouble", action="store_true", help="instead: what a failing provider does to the promises, without bars"
+    )
+    parser.add_argument(
+        "--lookahead", action="store_true", help="instead: how far ahead the clairvoyant has to look, without bars"
     )
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of pins and TTFTs (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=2, metavar="N", help="to use (default: %(default)s)")

@@ -228,7 +228,7 @@ def simulate(told: Sequence[Told], profile: EngineProfile) -> list[float]:
     limits = Limits(
         feed_ahead=max(1, profile.max_sequences // 8),
         margin_s=routing.margin_ms / 1000,
-        feed_s=routing.feed_ms / 1000,
+        feed_s=None if routing.feed_ms is None else routing.feed_ms / 1000,
     )
     trace = [TraceRequest(each.arrival_s, each.prompt_tokens, each.output_tokens) for each in told]
     done = replay(

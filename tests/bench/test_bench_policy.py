@@ -8,6 +8,8 @@ import _policy
 import pytest
 from _harness.process import CannotRun
 from _policy_cost import decision_costs
+from _policy_lookahead import HEADER as LOOKAHEAD_HEADER
+from _policy_lookahead import lookahead_row
 from _policy_trouble import HEADER, trouble_rows
 
 from node.simulate.profiles import find_profile
@@ -165,3 +167,14 @@ def test_troubles_are_shown_beside_what_comes_of_the_same_trace_without_them() -
     failed = [int(row[6].replace(",", "")) for row in rows]
     assert failed[0] == 0
     assert min(failed[1:]) > 0
+
+
+def test_lookaheads_stand_beside_the_policy_over_the_clairvoyant() -> None:
+    profile, promise = find_profile("gpu-medium"), Promise(ttft_budget_s=1.0)
+    trace = [TraceRequest(number / 20, 1500, 10) for number in range(200)]
+    provider = Provider(price=_policy.PRICE)
+    spends = {"spend_nano_usd": 300, "clairvoyant_nano_usd": 200}
+    row = lookahead_row("steady", 1.0, trace, profile, provider, promise, **spends)
+    assert len(row) == len(LOOKAHEAD_HEADER)
+    assert row[:3] == ["steady", "1", "1.50"]
+    assert all(float(ratio) > 0 for ratio in row[3:-1])

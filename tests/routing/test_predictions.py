@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.routing.forecast import local_work_s, predict_total_s, predict_ttft_s
+from node.routing.forecast import feed_tokens, local_work_s, predict_total_s, predict_ttft_s
+from node.routing.profile import StepModel
 from node.routing.tokens import TokenRatio
 from node.routing.ttft import ProviderTtft
-from node.routing.values import EngineLoad, Features, QueueLoad
+from node.routing.values import EngineLoad, Features, Limits, QueueLoad
 from tests.routing.stories import ENGINE, REQUEST
 
 NOBODY = QueueLoad()
@@ -45,6 +46,34 @@ def test_full_engine_adds_the_wait_for_sequences_to_finish() -> None:
     # 5 in flight, 3 ahead, 1 of its own: 5 of them must finish before 4 slots hold it, at 2 a second.
     full = replace(ENGINE, in_flight=5, running=4)
     assert ttft_s(full, QueueLoad(depth=3, sequences_ahead=3)) == pytest.approx(5 / 2 + 0.12)
+
+
+def test_a_step_is_fed_what_takes_a_fifth_of_the_budget_at_most() -> None:
+    # With nothing else a step of 18 times its fixed part, and no longer than the share of the budget; at most one of
+    # `_MOST_FEED_S`, so that one who has all day does not make those wait who have not.
+    engine = replace(ENGINE, step=StepModel(base_s=0.02, per_decode_s=0.0, per_prefill_token_s=0.0001), running=0)
+    roomy = replace(engine, max_batched_tokens=100_000)
+
+    def fed(ttft_budget_s: float, feed_s: float | None = None, engine: EngineLoad = roomy) -> float:
+        return feed_tokens(replace(REQUEST, ttft_budget_s=ttft_budget_s), engine, Limits(feed_s=feed_s))
+
+    assert fed(1.0) == pytest.approx((0.2 - 0.02) / 0.0001)
+    assert fed(1.5) == pytest.approx((0.3 - 0.02) / 0.0001)
+    assert fed(3.0) == fed(600.0) == pytest.approx((18 * 0.02 - 0.02) / 0.0001)
+    slow = replace(roomy, step=StepModel(base_s=0.05, per_decode_s=0.0, per_prefill_token_s=0.0001))
+    assert fed(600.0, engine=slow) == pytest.approx((0.6 - 0.05) / 0.0001)
+    assert fed(600.0, 0.1) == pytest.approx((0.1 - 0.02) / 0.0001)
+    assert fed(1.0, engine=replace(roomy, max_batched_tokens=1000)) == 1000
+
+
+def test_the_cache_grows_at_the_pace_at_which_sequences_finish() -> None:
+    # While prompts are computed beside them, sequences finish slowly; and just as slowly do they grow.
+    roomy = replace(ENGINE, max_sequences=64, running=4, in_flight=4)
+    tight = replace(roomy, kv_tokens=10_000, kv_cache_usage=0.95, sequences_per_s=0.2)
+    at_rest, beside_prompts = ttft_s(tight), ttft_s(replace(tight, tpot_s=0.5))
+    assert at_rest is not None
+    assert beside_prompts is not None
+    assert beside_prompts < at_rest
 
 
 def test_full_kv_cache_adds_the_wait_for_as_much_of_it_to_be_given_back() -> None:

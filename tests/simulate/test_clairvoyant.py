@@ -8,7 +8,7 @@ import pytest
 
 from node.money import Price, Usage
 from node.routing.profile import EngineProfile, StepModel
-from node.simulate.clairvoyant import _Engine, clairvoyant
+from node.simulate.clairvoyant import ForkableEngine, clairvoyant
 from node.simulate.engine import Sequence
 from node.simulate.optimum import lower_bound
 from node.simulate.providers import Provider
@@ -120,14 +120,14 @@ def test_an_empty_trace_costs_nothing() -> None:
 
 def test_a_forked_engine_goes_on_as_the_first_does() -> None:
     small = replace(ENGINE, kv_tokens=3_000)  # so small that sequences are thrown out
-    engine, ends = _Engine(small), list[tuple[float, tuple[int, ...]]]()
+    engine, ends = ForkableEngine(small), list[tuple[float, tuple[int, ...]]]()
     for i in range(30):
         engine.submit(Sequence(i, 100 + 37 * i, 100 + 37 * i, 200), 0.0)
     for _ in range(40):
         engine.step()
     fork = engine.fork()
 
-    def run(each: _Engine) -> None:
+    def run(each: ForkableEngine) -> None:
         ends.clear()
         while each.ends_s is not None:
             report = each.step()
