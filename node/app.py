@@ -45,19 +45,27 @@ from node.dispatch.outcome import Ending, Outcome
 from node.dispatch.providers import Providers, ProviderState
 from node.dispatch.sharing import Sharing
 from node.dispatch.standing import OPERATOR, Standing
-from node.door_metrics import DoorMetrics
 from node.errors import SettingsError, SpillwayError
 from node.guard import SocketGuard
 from node.key_watch import KeyWatch, check_keys
 from node.local.arguments import is_folder, is_self_contained
+from node.local.counts import EngineCounts
 from node.local.engine import LocalEngine
 from node.local.memory import wait_for_memory
 from node.local.orphans import EngineNote, notes_folder, sweep_orphans
 from node.local.processes import EngineProcess
 from node.local.supervision import Rules, Supervision
 from node.local.supervisor import Supervisor, Surroundings
-from node.loop_metrics import LoopMetrics
 from node.metrics import Metrics
+from node.metrics.cache import CacheMetrics
+from node.metrics.door import DoorMetrics
+from node.metrics.engines import EngineMetrics
+from node.metrics.gpus import GpuMetrics
+from node.metrics.loop import LoopMetrics
+from node.metrics.money import MoneyMetrics
+from node.metrics.providers import ProviderMetrics
+from node.metrics.requests import RequestMetrics
+from node.metrics.vllm import VllmMetrics
 from node.privacy.checks import check_pins, check_zones, without_cloud
 from node.privacy.content import ContentRules
 from node.routing.breaker import BreakerLimits
@@ -67,6 +75,7 @@ from node.routing.targets import TargetsPolicy
 from node.routing.ttft import HIGH_SHARE, ProviderTtft
 from node.routing.values import Decision, EngineState, Features, Limits, Reason, Snapshot
 from node.settings import ProviderSettings, Settings, is_loopback
+from node.spending import SpendingWatch
 from node.store.admin_key import admin_key
 from node.store.cache import MemoryCache
 from node.store.database import Database, StoreUnavailable
@@ -140,12 +149,8 @@ class Node:
         self.policies = {name: ChangeablePolicy(policy_for(settings)) for name in self.models}
         self.lanes = {name: self._lane(name) for name in self.models}
         self.totals = Totals()
-        self.metrics = Metrics(
-            self.lanes,
-            self.watch.state,
-            lambda: self.providers.available(time.monotonic()),
-            {name: self._life(name) for name in self.engines},
-        )
+        self.request_metrics = RequestMetrics(self.models)
+        self.spending = SpendingWatch(self.database, wall_us)
         self.experience = {name: Experience() for name in self.models}
         self.conversations = Conversations(clock)
         self.dispatcher = Dispatcher(
@@ -179,9 +184,20 @@ class Node:
         self.host = HostReader(settings.host.max_rss_bytes)
         self.host_watch = HostWatch(self.host, lambda: self.door.inside)
         self.door = Door(strain=self.host_watch.strain, max_bytes=lambda: self.settings.api.max_bytes_in_flight)
-        self.metrics.registry.register(DoorMetrics(self.door))
         self.loop_watch = LoopWatch(clock)
-        self.metrics.registry.register(LoopMetrics(self.loop_watch.pauses))
+        self.metrics = Metrics(
+            (
+                self.request_metrics,
+                EngineMetrics(self.lanes, {name: self._life(name) for name in self.engines}),
+                VllmMetrics({name: self._counts(name) for name in self.engines}),
+                ProviderMetrics(lambda: self.providers.states, clock),
+                MoneyMetrics(self.ledger, lambda: self.spending.latest, lambda: budget_of(self.settings.budget)),
+                GpuMetrics(self.watch.state),
+                CacheMetrics(self.cache),
+                DoorMetrics(self.door, self.host_watch.strain, lambda: self.guard.refused),
+                LoopMetrics(self.loop_watch.pauses),
+            )
+        )
         self._running: list[asyncio.Task[None]] = []
         self.hopeless: SettingsError | None = None
         """What keeps a model from being served here or elsewhere, once the first start of its engine has shown it."""
@@ -251,6 +267,7 @@ class Node:
             await asyncio.to_thread(self.open)
         self.ledger.start()
         self.key_watch.start()
+        self.spending.start()
         self.watch.start()
         self.host_watch.start()
         self.loop_watch.start()
@@ -266,6 +283,7 @@ class Node:
         await asyncio.gather(*self._running, return_exceptions=True)
         await asyncio.gather(*(engine.stop(_ENGINE_STOP_S) for engine in self.engines.values()))
         await self.key_watch.stop()
+        await self.spending.stop()
         await self.health.stop()
         await self.gate.aclose()
         await self.usage.close()
@@ -396,6 +414,9 @@ class Node:
     def _life(self, name: str) -> Callable[[], Supervision]:
         return lambda: self.engines[name].supervision
 
+    def _counts(self, name: str) -> Callable[[], EngineCounts | None]:
+        return lambda: self.engines[name].engine.counts
+
     def retry_after(self, name: str) -> Callable[[], float | None]:
         """What tells when the model's engine should be back, as `ServedModel` wants it."""
         engine = self.engines.get(name)
@@ -432,7 +453,7 @@ class Node:
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self.totals.add(outcome)
-        self.metrics.add(outcome)
+        self.request_metrics.add(outcome)
         self.rates.settle(outcome)
         self.experience[outcome.model].learn(outcome)
         if (refusal := refusal_row(outcome, node=self.ledger.node, at_us=wall_us())) is not None:

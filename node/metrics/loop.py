@@ -23,7 +23,9 @@ class LoopMetrics(Collector):
             "spillway_loop_pauses", "Times that the event loop stood still for over 50 ms.", value=pauses.long_ones
         )
         yield GaugeMetricFamily(
-            "spillway_loop_longest_pause_seconds", "The longest of them since start.", value=pauses.longest_s
+            "spillway_loop_longest_pause_seconds",
+            "The longest pause of the event loop since start.",
+            value=pauses.longest_s,
         )
         if pauses.cpu_wait_s is not None:
             yield CounterMetricFamily(

@@ -1,0 +1,37 @@
+"""What all callers together have spent in the windows of now, and what nobody knows the end of: cheap, asked often."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, case, func, select
+
+from node.money import Budget
+from node.store.schema import State, calls, spend
+from node.store.windows import hour_of, windows
+
+_ALL_WINDOWS = Budget(hour_nano_usd=0, day_nano_usd=0, month_nano_usd=0)
+
+
+def spent_in_windows(connection: Connection, now_us: int) -> dict[str, int]:
+    """Nano-dollars per window (``hour``, ``day``, ``month``), counted as budgets count: reservations included."""
+    first_hours = {name: first_hour for name, first_hour, _ in windows(_ALL_WINDOWS, hour_of(now_us))}
+    sums = [
+        func.coalesce(func.sum(case((spend.c.hour >= first_hour, spend.c.nano_usd), else_=0)), 0).label(name)
+        for name, first_hour in first_hours.items()
+    ]
+    row = connection.execute(select(*sums).where(spend.c.hour >= min(first_hours.values()))).one()
+    return {name: int(nano_usd) for name, nano_usd in row._mapping.items()}
+
+
+def orphans(connection: Connection) -> tuple[int, int]:
+    """How many calls are orphaned, and the nano-dollars that they count for.
+
+    From node to node along the index, which is by node and state: the table may have millions of rows, few of them so.
+    """
+    first = select(func.min(calls.c.node).label("node")).cte("nodes", recursive=True)
+    following = select(func.min(calls.c.node)).where(calls.c.node > first.c.node).scalar_subquery()
+    nodes = first.union_all(select(following).where(first.c.node.is_not(None)))
+    orphaned = select(func.count(), func.coalesce(func.sum(calls.c.charged_nano_usd), 0)).where(
+        calls.c.node.in_(select(nodes.c.node).where(nodes.c.node.is_not(None))), calls.c.state == State.ORPHANED
+    )
+    number, nano_usd = connection.execute(orphaned).one()
+    return int(number), int(nano_usd)
