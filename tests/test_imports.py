@@ -19,7 +19,8 @@ STANDARD_CLIENTS = (
 GATE = "node.cloud.gate"
 KNOWN = {
     "node.doctor": {"huggingface_hub.try_to_load_from_cache"},  # looks on the disk
-    "node.local.arguments": {"huggingface_hub.errors.StrictDataclassError", "huggingface_hub.errors"},  # an error by name
+    # an error, by its name
+    "node.local.arguments": {"huggingface_hub.errors.StrictDataclassError", "huggingface_hub.errors"},
     "node.store.copying": {"psycopg", "psycopg.sql"},  # the operator's own database
     "node.audit.proving_ground": {"httpx"},
 }

@@ -27,9 +27,10 @@ class LoopMetrics(Collector):
             "The longest pause of the event loop since start.",
             value=pauses.longest_s,
         )
+        waited = CounterMetricFamily(
+            "spillway_loop_cpu_wait_seconds",
+            "Time in which the event loop could have run and the machine ran something else.",
+        )
         if pauses.cpu_wait_s is not None:
-            yield CounterMetricFamily(
-                "spillway_loop_cpu_wait_seconds",
-                "Time in which the event loop could have run and the machine ran something else.",
-                value=pauses.cpu_wait_s,
-            )
+            waited.add_metric([], pauses.cpu_wait_s)
+        yield waited

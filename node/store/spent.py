@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, case, func, select
+from sqlalchemy import Connection, Select, case, func, select
 
 from node.money import Budget
 from node.store.schema import State, calls, spend
@@ -23,15 +23,16 @@ def spent_in_windows(connection: Connection, now_us: int) -> dict[str, int]:
 
 
 def orphans(connection: Connection) -> tuple[int, int]:
-    """How many calls are orphaned, and the nano-dollars that they count for.
+    """How many calls are orphaned, and the nano-dollars that they count for."""
+    number, nano_usd = connection.execute(orphans_query()).one()
+    return int(number), int(nano_usd)
 
-    From node to node along the index, which is by node and state: the table may have millions of rows, few of them so.
-    """
+
+def orphans_query() -> Select[tuple[int, int]]:
+    """Goes from node to node along the index, which is by node and state: of millions of rows few are orphaned."""
     first = select(func.min(calls.c.node).label("node")).cte("nodes", recursive=True)
     following = select(func.min(calls.c.node)).where(calls.c.node > first.c.node).scalar_subquery()
     nodes = first.union_all(select(following).where(first.c.node.is_not(None)))
-    orphaned = select(func.count(), func.coalesce(func.sum(calls.c.charged_nano_usd), 0)).where(
+    return select(func.count(), func.coalesce(func.sum(calls.c.charged_nano_usd), 0)).where(
         calls.c.node.in_(select(nodes.c.node).where(nodes.c.node.is_not(None))), calls.c.state == State.ORPHANED
     )
-    number, nano_usd = connection.execute(orphaned).one()
-    return int(number), int(nano_usd)
