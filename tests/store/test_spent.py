@@ -9,7 +9,7 @@ import pytest
 from _harness.postgres import binaries, server
 
 from node.spending import Spending, SpendingWatch
-from node.store.database import Database, place_of
+from node.store.database import FILE, Database, place_of
 from node.store.moments import DAY_US, HOUR_US
 from node.store.spent import orphans_query
 from tests.store.rows import AT_US, cloud_row, ledger, row
@@ -58,8 +58,7 @@ def test_ledger_in_which_nothing_is_written_has_spent_nothing(tmp_path: Path) ->
 
 def test_ledger_that_cannot_be_read_tells_nothing(tmp_path: Path) -> None:
     with ledger(tmp_path, *ROWS) as database:
-        (file,) = tmp_path.glob("*.sqlite3")
-        file.rename(tmp_path / "elsewhere")
+        (tmp_path / FILE).rename(tmp_path / "elsewhere")
         assert told(database) is None
     assert told(Database(place_of(tmp_path / "none", None))) is None
 
