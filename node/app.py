@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.types import ASGIApp
@@ -73,7 +73,7 @@ from node.routing.policy import LOCAL, OverflowPolicy, Policy
 from node.routing.retry_budget import RetryBudget, RetryLimits
 from node.routing.targets import TargetsPolicy
 from node.routing.ttft import HIGH_SHARE, ProviderTtft
-from node.routing.values import Decision, EngineState, Features, Limits, Reason, Snapshot
+from node.routing.values import Decision, EngineState, Features, Limits, Reason, Snapshot, Zone
 from node.settings import ProviderSettings, Settings, is_loopback
 from node.spending import SpendingWatch
 from node.store.admin_key import admin_key
@@ -91,6 +91,9 @@ from node.watch.loop_watch import LoopWatch
 from node.watch.nvml import NvmlReader
 from node.watch.values import free_bytes_for
 from node.watch.watch import GpuWatch
+
+if TYPE_CHECKING:
+    from node.traces.export import Traces
 
 _log = logging.getLogger("spillway")
 # How long memory of an engine that has ended may take to be free again; the driver needs a second or two.
@@ -149,6 +152,7 @@ class Node:
         self.policies = {name: ChangeablePolicy(policy_for(settings)) for name in self.models}
         self.lanes = {name: self._lane(name) for name in self.models}
         self.totals = Totals()
+        self.traces = traces_for(settings, self.guard)
         self.request_metrics = RequestMetrics(self.models)
         self.spending = SpendingWatch(self.database, wall_us)
         self.experience = {name: Experience() for name in self.models}
@@ -218,6 +222,7 @@ class Node:
             clock=time.monotonic,
             report=self._report,
             content_rules=lambda: self.content_rules,
+            begin_trace=self.traces.begin if self.traces is not None else None,
         )
         operator = OperatorParts(
             ready=self.readiness,
@@ -288,6 +293,8 @@ class Node:
         await self.gate.aclose()
         await self.usage.close()
         await self.ledger.close()
+        if self.traces is not None:
+            await self.traces.stop()
         await self.loop_watch.stop()
         await self.host_watch.stop()
         await self.watch.stop()
@@ -475,6 +482,8 @@ class Node:
     def _report(self, journey: Journey, ending: Ending, error: SpillwayError | None) -> None:
         """A request that the cache answered, or that read along with another one."""
         outcome = journey.outcome(ending, error, time.monotonic())
+        if journey.call.trace is not None:
+            journey.call.trace.came_to(outcome)
         self._on_outcome(outcome)
         at_list, in_cloud = (None, None) if outcome.usage is None else worth(journey.model, outcome.usage)
         self.ledger.note(
@@ -616,6 +625,16 @@ def provider_state(config: ProviderConfig, settings: ProviderSettings, gate: Egr
     )
 
 
+def traces_for(settings: Settings, guard: SocketGuard) -> Traces | None:
+    """What begins and sends traces, None where the settings want none: then OpenTelemetry is not even imported."""
+    endpoint = settings.traces.otlp_endpoint
+    if endpoint is None:
+        return None
+    from node.traces.export import Traces
+
+    return Traces(endpoint, sample_share=settings.traces.sample_share, reach=guard.collecting)
+
+
 def account_of(config: ProviderConfig) -> str:
     """Where a provider's calls go and under which key, to compare with another such; the key cannot be read from it."""
     return hashlib.sha256(f"{config.base_url}\n{config.api_key}".encode()).hexdigest()
@@ -661,4 +680,5 @@ def _provider_config(name: str, settings: ProviderSettings, environ: Mapping[str
         },
         max_connections=settings.max_connections,
         ca_file=settings.ca_file,
+        trace_context=settings.zone is Zone.PREMISES if settings.trace_context is None else settings.trace_context,
     )

@@ -18,14 +18,14 @@ def spent_in_windows(connection: Connection, now_us: int) -> dict[str, int]:
         func.coalesce(func.sum(case((spend.c.hour >= first_hour, spend.c.nano_usd), else_=0)), 0).label(name)
         for name, first_hour in first_hours.items()
     ]
-    row = connection.execute(select(*sums).where(spend.c.hour >= min(first_hours.values()))).one()
-    return {name: int(nano_usd) for name, nano_usd in row._mapping.items()}
+    row = connection.execute(select(*sums).where(spend.c.hour >= min(first_hours.values()))).mappings().one()
+    return {name: int(row[name]) for name in first_hours}
 
 
 def orphans(connection: Connection) -> tuple[int, int]:
     """How many calls are orphaned, and the nano-dollars that they count for."""
-    number, nano_usd = connection.execute(orphans_query()).one()
-    return int(number), int(nano_usd)
+    row = connection.execute(orphans_query()).one()
+    return int(row[0]), int(row[1])
 
 
 def orphans_query() -> Select[tuple[int, int]]:
