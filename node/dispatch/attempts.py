@@ -252,6 +252,7 @@ class Attempts:
                     spent_s=now_s - tries.provider_s,
                 )
                 undo.pop_all()
+            self._providers.states[permit.provider].standing.calls += 1
             price = equivalent.price
         journey.attempts += 1
         call, trace = journey.call, None

@@ -50,6 +50,7 @@ class Standing:
         self.recent_ttft = PeakEwma()
         self.in_flight = 0
         self.calls = 0
+        """Made since start: what the ledger did not admit is none."""
         self.errors: dict[str, int] = {}
         """Calls that failed since start, by error code."""
         self.paused_until_s = 0.0
@@ -86,7 +87,6 @@ class Standing:
         if ticket is None:
             return None
         self.in_flight += 1
-        self.calls += 1
         return Visit(self, ticket, now_s)
 
     def isolate(self, why: str, now_s: float) -> None:
