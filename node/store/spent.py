@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import Connection, Select, case, func, select
 
 from node.money import Budget
@@ -28,7 +30,7 @@ def orphans(connection: Connection) -> tuple[int, int]:
     return int(row[0]), int(row[1])
 
 
-def orphans_query() -> Select[tuple[int, int]]:
+def orphans_query() -> Select[Any]:
     """Goes from node to node along the index, which is by node and state: of millions of rows few are orphaned."""
     first = select(func.min(calls.c.node).label("node")).cte("nodes", recursive=True)
     following = select(func.min(calls.c.node)).where(calls.c.node > first.c.node).scalar_subquery()

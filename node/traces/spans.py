@@ -56,6 +56,8 @@ class RequestSpans:
 
     def placed(self, from_s: float, to_s: float, decision: Decision | None) -> None:
         """A span for the wait."""
+        if not self._span.is_recording():
+            return
         span = self._start("queue", self._inside, SpanKind.INTERNAL, {}, from_s)
         if decision is not None:
             span.set_attributes(_known({"spillway.target": decision.target.value, **_reasons(decision)}))

@@ -91,7 +91,7 @@ async def collector() -> AsyncIterator[Collector]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     assert site._server is not None
-    port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
+    port = site._server.sockets[0].getsockname()[1]
     received.url = f"http://127.0.0.1:{port}"
     try:
         yield received
