@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.types import ASGIApp
@@ -45,19 +45,27 @@ from node.dispatch.outcome import Ending, Outcome
 from node.dispatch.providers import Providers, ProviderState
 from node.dispatch.sharing import Sharing
 from node.dispatch.standing import OPERATOR, Standing
-from node.door_metrics import DoorMetrics
 from node.errors import SettingsError, SpillwayError
 from node.guard import SocketGuard
 from node.key_watch import KeyWatch, check_keys
 from node.local.arguments import is_folder, is_self_contained
+from node.local.counts import EngineCounts
 from node.local.engine import LocalEngine
 from node.local.memory import wait_for_memory
 from node.local.orphans import EngineNote, notes_folder, sweep_orphans
 from node.local.processes import EngineProcess
 from node.local.supervision import Rules, Supervision
 from node.local.supervisor import Supervisor, Surroundings
-from node.loop_metrics import LoopMetrics
 from node.metrics import Metrics
+from node.metrics.cache import CacheMetrics
+from node.metrics.door import DoorMetrics
+from node.metrics.engines import EngineMetrics
+from node.metrics.gpus import GpuMetrics
+from node.metrics.loop import LoopMetrics
+from node.metrics.money import MoneyMetrics
+from node.metrics.providers import ProviderMetrics
+from node.metrics.requests import RequestMetrics
+from node.metrics.vllm import VllmMetrics
 from node.privacy.checks import check_pins, check_zones, without_cloud
 from node.privacy.content import ContentRules
 from node.routing.breaker import BreakerLimits
@@ -65,8 +73,9 @@ from node.routing.policy import LOCAL, OverflowPolicy, Policy
 from node.routing.retry_budget import RetryBudget, RetryLimits
 from node.routing.targets import TargetsPolicy
 from node.routing.ttft import HIGH_SHARE, ProviderTtft
-from node.routing.values import Decision, EngineState, Features, Limits, Reason, Snapshot
+from node.routing.values import Decision, EngineState, Features, Limits, Reason, Snapshot, Zone
 from node.settings import ProviderSettings, Settings, is_loopback
+from node.spending import SpendingWatch
 from node.store.admin_key import admin_key
 from node.store.cache import MemoryCache
 from node.store.database import Database, StoreUnavailable
@@ -82,6 +91,9 @@ from node.watch.loop_watch import LoopWatch
 from node.watch.nvml import NvmlReader
 from node.watch.values import free_bytes_for
 from node.watch.watch import GpuWatch
+
+if TYPE_CHECKING:
+    from node.traces.export import Traces
 
 _log = logging.getLogger("spillway")
 # How long memory of an engine that has ended may take to be free again; the driver needs a second or two.
@@ -140,12 +152,9 @@ class Node:
         self.policies = {name: ChangeablePolicy(policy_for(settings)) for name in self.models}
         self.lanes = {name: self._lane(name) for name in self.models}
         self.totals = Totals()
-        self.metrics = Metrics(
-            self.lanes,
-            self.watch.state,
-            lambda: self.providers.available(time.monotonic()),
-            {name: self._life(name) for name in self.engines},
-        )
+        self.traces = traces_for(settings, self.guard)
+        self.request_metrics = RequestMetrics(self.models)
+        self.spending = SpendingWatch(self.database, wall_us)
         self.experience = {name: Experience() for name in self.models}
         self.conversations = Conversations(clock)
         self.dispatcher = Dispatcher(
@@ -179,9 +188,20 @@ class Node:
         self.host = HostReader(settings.host.max_rss_bytes)
         self.host_watch = HostWatch(self.host, lambda: self.door.inside)
         self.door = Door(strain=self.host_watch.strain, max_bytes=lambda: self.settings.api.max_bytes_in_flight)
-        self.metrics.registry.register(DoorMetrics(self.door))
         self.loop_watch = LoopWatch(clock)
-        self.metrics.registry.register(LoopMetrics(self.loop_watch.pauses))
+        self.metrics = Metrics(
+            (
+                self.request_metrics,
+                EngineMetrics(self.lanes, {name: self._life(name) for name in self.engines}),
+                VllmMetrics({name: self._counts(name) for name in self.engines}),
+                ProviderMetrics(lambda: self.providers.states, clock),
+                MoneyMetrics(self.ledger, lambda: self.spending.latest, lambda: budget_of(self.settings.budget)),
+                GpuMetrics(self.watch.state),
+                CacheMetrics(self.cache),
+                DoorMetrics(self.door, self.host_watch.strain, lambda: self.guard.refused),
+                LoopMetrics(self.loop_watch.pauses),
+            )
+        )
         self._running: list[asyncio.Task[None]] = []
         self.hopeless: SettingsError | None = None
         """What keeps a model from being served here or elsewhere, once the first start of its engine has shown it."""
@@ -202,6 +222,7 @@ class Node:
             clock=time.monotonic,
             report=self._report,
             content_rules=lambda: self.content_rules,
+            begin_trace=self.traces.begin if self.traces is not None else None,
         )
         operator = OperatorParts(
             ready=self.readiness,
@@ -251,6 +272,7 @@ class Node:
             await asyncio.to_thread(self.open)
         self.ledger.start()
         self.key_watch.start()
+        self.spending.start()
         self.watch.start()
         self.host_watch.start()
         self.loop_watch.start()
@@ -266,10 +288,13 @@ class Node:
         await asyncio.gather(*self._running, return_exceptions=True)
         await asyncio.gather(*(engine.stop(_ENGINE_STOP_S) for engine in self.engines.values()))
         await self.key_watch.stop()
+        await self.spending.stop()
         await self.health.stop()
         await self.gate.aclose()
         await self.usage.close()
         await self.ledger.close()
+        if self.traces is not None:
+            await self.traces.stop()
         await self.loop_watch.stop()
         await self.host_watch.stop()
         await self.watch.stop()
@@ -396,6 +421,9 @@ class Node:
     def _life(self, name: str) -> Callable[[], Supervision]:
         return lambda: self.engines[name].supervision
 
+    def _counts(self, name: str) -> Callable[[], EngineCounts | None]:
+        return lambda: self.engines[name].engine.counts
+
     def retry_after(self, name: str) -> Callable[[], float | None]:
         """What tells when the model's engine should be back, as `ServedModel` wants it."""
         engine = self.engines.get(name)
@@ -432,7 +460,7 @@ class Node:
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self.totals.add(outcome)
-        self.metrics.add(outcome)
+        self.request_metrics.add(outcome)
         self.rates.settle(outcome)
         self.experience[outcome.model].learn(outcome)
         if (refusal := refusal_row(outcome, node=self.ledger.node, at_us=wall_us())) is not None:
@@ -454,6 +482,8 @@ class Node:
     def _report(self, journey: Journey, ending: Ending, error: SpillwayError | None) -> None:
         """A request that the cache answered, or that read along with another one."""
         outcome = journey.outcome(ending, error, time.monotonic())
+        if journey.call.trace is not None:
+            journey.call.trace.came_to(outcome)
         self._on_outcome(outcome)
         at_list, in_cloud = (None, None) if outcome.usage is None else worth(journey.model, outcome.usage)
         self.ledger.note(
@@ -595,6 +625,16 @@ def provider_state(config: ProviderConfig, settings: ProviderSettings, gate: Egr
     )
 
 
+def traces_for(settings: Settings, guard: SocketGuard) -> Traces | None:
+    """What begins and sends traces, None where the settings want none: then OpenTelemetry is not even imported."""
+    endpoint = settings.traces.otlp_endpoint
+    if endpoint is None:
+        return None
+    from node.traces.export import Traces
+
+    return Traces(endpoint, sample_share=settings.traces.sample_share, reach=guard.collecting)
+
+
 def account_of(config: ProviderConfig) -> str:
     """Where a provider's calls go and under which key, to compare with another such; the key cannot be read from it."""
     return hashlib.sha256(f"{config.base_url}\n{config.api_key}".encode()).hexdigest()
@@ -640,4 +680,5 @@ def _provider_config(name: str, settings: ProviderSettings, environ: Mapping[str
         },
         max_connections=settings.max_connections,
         ca_file=settings.ca_file,
+        trace_context=settings.zone is Zone.PREMISES if settings.trace_context is None else settings.trace_context,
     )

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from node.money import NO_BUDGET, Budget, Usage
+from node.tracing import RequestTrace
 
 
 class Kind(StrEnum):
@@ -32,6 +33,7 @@ class Call:
     `include_usage` tells whether a stream ends in a usage frame. `max_output_tokens` is the effective cap per
     choice (the client's, or the default put in its place). `created_s` is Unix time, `tenant` the caller's name,
     `budget` what its key may spend, `cache_salt` what keeps its prompts in the engine's prefix cache to itself.
+    `trace` is None unless the request is traced, and `traceparent` names the attempt for a backend's own trace.
     """
 
     request_id: str
@@ -45,6 +47,8 @@ class Call:
     tenant: str
     budget: Budget = NO_BUDGET
     cache_salt: str | None = field(default=None, repr=False)
+    trace: RequestTrace | None = field(default=None, repr=False, compare=False)
+    traceparent: str | None = None
 
     @property
     def response_id(self) -> str:

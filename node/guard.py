@@ -1,5 +1,7 @@
 """The socket guard: this process connects to nobody beyond this machine but through the egress gate.
 
+Beside it there is one who may, to one address: who sends traces, to the collector that the operator named.
+
 The gate refuses what has no permit; the guard is for what would go past the gate: a library that phones home, a line
 that somebody adds one day. It stands where Python connects a socket, and where the event loop does. What it does not
 see is in docs/privacy.md: libraries that open sockets in C, and the engine's own processes.
@@ -12,8 +14,9 @@ import ipaddress
 import logging
 import socket
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import uvloop
@@ -44,6 +47,7 @@ class SocketGuard:
         self.refused = 0
         self.let_through = 0
         self._fetching = 0
+        self._thread = threading.local()
 
     def install(self) -> None:
         """Watch every socket that Python connects in this process, from any thread. Cannot be undone."""
@@ -67,6 +71,15 @@ class SocketGuard:
         finally:
             self._fetching -= 1
 
+    @contextmanager
+    def collecting(self, host: str, port: int) -> Iterator[None]:
+        """Let the calling thread, and no other, connect to `host` and `port`: the operator's collector of traces."""
+        self._thread.collector = host, port
+        try:
+            yield
+        finally:
+            self._thread.collector = None
+
     def check(self, opened: socket.socket, address: object) -> None:
         """Raise `StrayConnection` unless `opened` may connect, or send, to `address`."""
         if opened.family in _HERE or address is None:  # None: where it is connected to already
@@ -77,7 +90,19 @@ class SocketGuard:
             return
         if isinstance(opened, GateSocket) and isinstance(address, tuple) and address[:2] == opened.to[:2]:
             return
+        if internet and self._is_collector(address):
+            return
         self.stray(address)
+
+    def _is_collector(self, address: object) -> bool:
+        collector = getattr(self._thread, "collector", None)
+        if collector is None or not isinstance(address, tuple) or address[1] != collector[1]:
+            return False
+        with suppress(OSError):
+            host, port = collector
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            return address[:2] in {each[4][:2] for each in found}
+        return False
 
     def stray(self, address: object) -> None:
         """Refuse `address`, or let it through where something is being fetched."""

@@ -40,7 +40,7 @@ from node.settings import Section, Settings
 _log = logging.getLogger("spillway")
 
 # Bound to at the start: a socket, an engine, a size of something that is full.
-_FIXED = ("listen", "admin", "store", "models", "cloud_only", "engine", "cache", "watch", "supervision")
+_FIXED = ("listen", "admin", "store", "models", "cloud_only", "engine", "cache", "watch", "supervision", "traces")
 _LOOK_S = 1.0
 
 

@@ -114,7 +114,8 @@ class ProviderSettings(Section, frozen=True, kw_only=True):
     (another server's Ollama or vLLM, another node): then pinned work may go there, and its address must not be public.
     `isolated`: nothing is sent there. `model_clocks` replaces `clocks` for models by the provider's own id. A first
     token later than `slow_s` counts against it like a failure. `health_interval_s`: how often it is asked for its list
-    of models while it is down (null: never).
+    of models while it is down (null: never). `trace_context`: it gets a traced request's W3C `traceparent`, a random
+    number (null: only on the premises).
 
     `assumed_ttft_s` stands in for the high percentile of its TTFT until enough answers have been measured. For
     `holysheep` and `openai`, `base_url` and `api_key_env` are known and may be left out; with another `base_url`,
@@ -133,6 +134,7 @@ class ProviderSettings(Section, frozen=True, kw_only=True):
     assumed_ttft_s: PositiveFloat = 1.0
     ca_file: str | None = None
     max_connections: PositiveInt = 256
+    trace_context: bool | None = None
 
 
 class RoutingSettings(Section, frozen=True, kw_only=True):
@@ -237,6 +239,18 @@ class SupervisionSettings(Section, frozen=True, kw_only=True):
     rebuild_window_s: PositiveFloat = 1800.0
 
 
+class TracesSettings(Section, frozen=True, kw_only=True):
+    """OpenTelemetry traces: docs/traces.md.
+
+    `otlp_endpoint`: the collector's base URL for OTLP over HTTP, as in `http://collector:4318` (null: no traces, at no
+    cost). Times, counts, models and reasons go there, of pinned requests too; never a text. `sample_share`: of the
+    requests whose clients have begun no trace, how many are traced.
+    """
+
+    otlp_endpoint: Annotated[str, Meta(pattern="^https?://[^/@?#\\s]+(/[^@?#\\s]*)?$")] | None = None
+    sample_share: Annotated[float, Meta(ge=0, le=1)] = 1.0
+
+
 class HostSettings(Section, frozen=True, kw_only=True):
     """What the node may take of its machine. Where it runs short, it holds fewer requests at once, then none.
 
@@ -268,6 +282,7 @@ class Settings(Section, frozen=True, kw_only=True):
     watch: WatchSettings = WatchSettings()
     supervision: SupervisionSettings = SupervisionSettings()
     host: HostSettings = HostSettings()
+    traces: TracesSettings = TracesSettings()
     store: StoreSettings = StoreSettings()
     budget: BudgetSettings = BudgetSettings()
     admin: AdminSettings = AdminSettings()

@@ -33,6 +33,7 @@ _SECTIONS: tuple[tuple[str, type[settings.Section]], ...] = (
     ("watch", settings.WatchSettings),
     ("supervision", settings.SupervisionSettings),
     ("host", settings.HostSettings),
+    ("traces", settings.TracesSettings),
     ("store", settings.StoreSettings),
     ("budget", settings.BudgetSettings),
     ("admin", settings.AdminSettings),

@@ -16,6 +16,12 @@ def test_settings_page_is_what_the_settings_types_say() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_metrics_page_lists_what_a_node_offers() -> None:
+    script = _REPO / "scripts" / "write_metrics_docs.py"
+    done = subprocess.run([sys.executable, script, "--check"], cwd=_REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_reason_is_explained() -> None:
     page = (_REPO / "docs" / "route.md").read_text()
     missing = [reason for reason in Reason if f"`{reason}`" not in page and reason is not Reason.NO_SLOT]

@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,41 @@ def test_model_that_has_to_be_fetched_is_and_only_then() -> None:
         with pytest.raises(StrayConnection):
             guard.check(opened, (ELSEWHERE, 443))
     assert guard.document() == {"refused": 1, "let_through_while_fetching": 1}
+
+
+def test_who_sends_traces_reaches_the_collector_and_nobody_else_and_nobody_else_reaches_it() -> None:
+    guard = SocketGuard()
+    elsewhere: list[bool] = []
+
+    def meanwhile() -> None:
+        with socket.socket() as theirs, pytest.raises(StrayConnection):
+            guard.check(theirs, (ELSEWHERE, 4318))
+        elsewhere.append(True)
+
+    with socket.socket() as opened, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+        with guard.collecting(ELSEWHERE, 4318):
+            guard.check(opened, (ELSEWHERE, 4318))
+            for address in ((ELSEWHERE, 4317), ("192.0.2.2", 4318)):
+                with pytest.raises(StrayConnection):
+                    guard.check(opened, address)
+            with pytest.raises(StrayConnection):
+                guard.check(datagrams, (ELSEWHERE, 53))
+            thread = threading.Thread(target=meanwhile)
+            thread.start()
+            thread.join()
+        with pytest.raises(StrayConnection):
+            guard.check(opened, (ELSEWHERE, 4318))
+    assert elsewhere == [True]
+
+
+def test_collector_that_is_a_name_is_reached_where_the_name_leads() -> None:
+    """`localhost` as a stand-in for one: the only name that leads somewhere on any machine."""
+    guard = SocketGuard()
+    with guard.collecting("localhost", 4318):
+        assert guard._is_collector(("127.0.0.1", 4318))
+        assert not guard._is_collector((ELSEWHERE, 4318))
+    with guard.collecting("no-such-name.invalid", 4318):
+        assert not guard._is_collector((ELSEWHERE, 4318))
 
 
 @pytest.mark.parametrize(

@@ -14,17 +14,25 @@ CLIENTS = {
 }
 STANDARD_CLIENTS = (
     *("urllib.request", "http.client", "ftplib", "smtplib", "telnetlib", "xmlrpc.client", "poplib", "imaplib"),
-    *("nntplib", "socketserver", "multiprocessing.connection", "multiprocessing.managers", "logging.handlers"),
+    *(
+        "opentelemetry.exporter",
+        "nntplib",
+        "socketserver",
+        "multiprocessing.connection",
+        "multiprocessing.managers",
+        "logging.handlers",
+    ),
 )
 GATE = "node.cloud.gate"
+OTLP = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 KNOWN = {
     "node.doctor": {"huggingface_hub.try_to_load_from_cache"},  # looks on the disk
-    "node.local.arguments": {
-        "huggingface_hub.errors.StrictDataclassError",
-        "huggingface_hub.errors",
-    },  # an error by name
+    # an error, by its name
+    "node.local.arguments": {"huggingface_hub.errors.StrictDataclassError", "huggingface_hub.errors"},
     "node.store.copying": {"psycopg", "psycopg.sql"},  # the operator's own database
     "node.audit.proving_ground": {"httpx"},
+    # Traces, to the operator's own collector: the guard lets its thread connect there, and to nobody else.
+    "node.traces.export": {"requests", f"{OTLP}.OTLPSpanExporter", OTLP},
 }
 # `spillway audit prove`: a process of its own, which asks a node on loopback. Never part of a node that serves.
 PROOF = ("node.audit.proving_ground", "node.audit.isolation")
@@ -159,6 +167,19 @@ def test_no_module_is_imported_under_a_name_that_cannot_be_read_here() -> None:
         for each in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(each, ast.Call) and ast.unparse(each.func).split(".")[-1] in {"import_module", "__import__"}:
                 assert [ast.unparse(argument) for argument in each.args] == ["'torchvision'"], module
+
+
+def test_only_the_traces_package_knows_opentelemetry_and_nobody_needs_it_to_start() -> None:
+    for module, path in modules():
+        if under(module, "node.traces"):
+            continue
+        assert [name for name in imports(path) if under(name, "opentelemetry")] == [], module
+        at_the_top = {
+            each.module or ""
+            for each in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(each, ast.ImportFrom)
+        }
+        assert not any(under(name, "node.traces") for name in at_the_top), module
 
 
 def test_only_the_local_package_knows_the_engine() -> None:

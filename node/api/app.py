@@ -35,8 +35,8 @@ def build_app(parts: Parts, operator: APIRouter) -> ASGIApp:
     )
     app.include_router(operator)
     endpoints = {
-        "/v1/chat/completions": (Kind.CHAT, CompletionsEndpoint(parts, parse_chat)),
-        "/v1/completions": (Kind.COMPLETION, CompletionsEndpoint(parts, parse_completion)),
+        "/v1/chat/completions": (Kind.CHAT, CompletionsEndpoint(parts, parse_chat, Kind.CHAT)),
+        "/v1/completions": (Kind.COMPLETION, CompletionsEndpoint(parts, parse_completion, Kind.COMPLETION)),
     }
     for path, (_, endpoint) in endpoints.items():  # here for the other methods, which it answers with 405
         app.router.routes.append(Route(path, endpoint, methods=["POST"], include_in_schema=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from node.api.rates import RateLimits
 from node.api.reader import ClientGone, read_body
 from node.api.responses import HeaderList, Outgoing, break_off, send_document, send_error, send_stream
 from node.api.schema import ParsedRequest
-from node.backend import Chunk
+from node.backend import Chunk, Kind
 from node.dispatch.conversations import Conversations
 from node.dispatch.dispatcher import Answer, Dispatcher
 from node.dispatch.experience import Experience
@@ -41,8 +41,12 @@ from node.request_id import new_request_id
 from node.routing.values import Decision, Reason, Target
 from node.settings import Settings
 from node.store.cache import CachedAnswer, cache_key
+from node.tracing import RequestTrace
 
 Parse = Callable[..., ParsedRequest]
+
+BeginTrace = Callable[[Iterable[tuple[bytes, bytes]], Kind, str, str, float], RequestTrace]
+"""Headers, endpoint, its path, request id and time of arrival: the trace of a request."""
 
 _STREAM_HEADERS: HeaderList = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 _JSON_HEADERS: HeaderList = [(b"content-type", b"application/json")]
@@ -64,25 +68,47 @@ class Parts:
     clock: Callable[[], float]
     report: Callable[[Journey, Ending, SpillwayError | None], None]
     content_rules: Callable[[], ContentRules]
+    begin_trace: BeginTrace | None = None
 
 
 class CompletionsEndpoint:
-    """One of the two endpoints; `parse` is what tells them apart."""
+    """One of the two endpoints; `parse` and `kind` are what tells them apart."""
 
-    def __init__(self, parts: Parts, parse: Parse) -> None:
+    def __init__(self, parts: Parts, parse: Parse, kind: Kind) -> None:
         self._parts = parts
         self._parse = parse
+        self._kind = kind
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Every way out answers the client, or knows that it has gone."""
         request_id = new_request_id()
         arrived_s = self._parts.clock()
         outgoing = Outgoing(send)
+        if self._parts.begin_trace is None:
+            await self._answer(scope, receive, outgoing, request_id, arrived_s, None)
+            return
+        trace = self._parts.begin_trace(scope["headers"], self._kind, scope["path"], request_id, arrived_s)
+        error_code = None
+        try:
+            error_code = await self._answer(scope, receive, outgoing, request_id, arrived_s, trace)
+        finally:
+            trace.answered(self._parts.clock(), outgoing.status, error_code)
+
+    async def _answer(
+        self,
+        scope: Scope,
+        receive: Receive,
+        outgoing: Outgoing,
+        request_id: str,
+        arrived_s: float,
+        trace: RequestTrace | None,
+    ) -> str | None:
+        """Answer, and return the error's code where that is the answer."""
         streams = read = False
         try:
             try:
                 with self._parts.door.through() as guest:
-                    admitted, ignored = await self._admit(scope, receive, guest, request_id, arrived_s, outgoing)
+                    admitted, ignored = await self._admit(scope, receive, guest, request_id, arrived_s, outgoing, trace)
                     streams, read = admitted.call.stream, True
                     async with connection_of(scope).while_there():
                         await self._serve(admitted, ignored, outgoing)
@@ -90,12 +116,21 @@ class CompletionsEndpoint:
                 if not outgoing.started:
                     await send_error(outgoing, error, request_id, unread=None if read else _rest(error, receive))
                 elif streams and not outgoing.ended:
-                    await break_off(send, error)
+                    await break_off(outgoing, error)
+                return error.code
         except ClientGone:
-            return
+            pass
+        return None
 
     async def _admit(
-        self, scope: Scope, receive: Receive, guest: Guest, request_id: str, arrived_s: float, outgoing: Outgoing
+        self,
+        scope: Scope,
+        receive: Receive,
+        guest: Guest,
+        request_id: str,
+        arrived_s: float,
+        outgoing: Outgoing,
+        trace: RequestTrace | None,
     ) -> tuple[Admitted, tuple[str, ...]]:
         parts, headers = self._parts, scope["headers"]
         settings = parts.settings()  # once: a reload in the middle of a request is for the next
@@ -125,6 +160,7 @@ class CompletionsEndpoint:
             arrived_s=arrived_s,
             stay_with=parts.conversations.backend_for(caller.tenant, parsed.model, parsed.body),
             content_rule=content_rule,
+            trace=trace,
         )
         if caller.is_limited:
             try:

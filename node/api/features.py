@@ -11,6 +11,7 @@ from node.caller import Caller
 from node.dispatch.experience import Experience
 from node.routing.values import CONTENT, Capability, Features, Residency
 from node.settings import Settings
+from node.tracing import RequestTrace
 
 # What a chat template or a provider adds per prompt and per message, generously; part of the bound on money.
 _BOUND_PER_PROMPT_TOKENS = 64
@@ -56,11 +57,12 @@ def admit(
     arrived_s: float,
     stay_with: str | None = None,
     content_rule: str | None = None,
+    trace: RequestTrace | None = None,
 ) -> Admitted:
     """The call and its features. Key, then settings, give default budgets.
 
     `stay_with` names the backend in the middle of whose tool call the request comes, `content_rule` the content rule
-    that it matches.
+    that it matches, `trace` its trace.
     """
     wishes, routing = parsed.wishes, settings.routing
     pinned_by = pin_of(parsed, caller, settings) or (None if content_rule is None else CONTENT + content_rule)
@@ -88,6 +90,7 @@ def admit(
         tenant=caller.tenant,
         budget=caller.budget,
         cache_salt=caller.cache_salt,
+        trace=trace,
     )
     prompt_tokens = experience.prompt_tokens(parsed.prompt_bytes)
     features = Features(

@@ -58,19 +58,22 @@ async def break_off(send: Send, error: SpillwayError) -> None:
 class Outgoing:
     """`send`, and how far the answer has got. `more_headers` is asked when it begins."""
 
-    __slots__ = ("_send", "ended", "more_headers", "started")
+    __slots__ = ("_send", "ended", "more_headers", "started", "status")
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.more_headers: Callable[[], HeaderList] | None = None
         self.started = False
+        self.status: int | None = None
         self.ended = False
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         """Send; what was begun counts as begun even where sending is interrupted."""
         self.started = True
-        if self.more_headers is not None and message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], *self.more_headers()]
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self.more_headers is not None:
+                message["headers"] = [*message["headers"], *self.more_headers()]
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self.ended = True
         await self._send(message)

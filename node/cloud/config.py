@@ -35,8 +35,8 @@ class ProviderConfig:
     TLS; `clocks` hold for every model but those in `model_clocks`, by the provider's own id. `ca_file` is a PEM bundle
     used instead of the public authorities. A provider in zone `premises` is only ever connected to at an address that
     is not a public one.
-    An empty `api_key` sends no `Authorization`. `max_tokens_field` is the name the provider's chat endpoint wants
-    for the output cap.
+    An empty `api_key` sends no `Authorization`. `trace_context`: a traced request's `traceparent` goes with it.
+    `max_tokens_field` is the name the provider's chat endpoint wants for the output cap.
 
     Raises `SettingsError` naming the key for a URL that is not absolute http(s), carries credentials, a query or
     a fragment, or would send the key over plain HTTP beyond loopback; and for a limit that is not positive.
@@ -52,6 +52,7 @@ class ProviderConfig:
     model_clocks: Mapping[str, AnswerClocks] = field(default_factory=dict)
     max_connections: int = 256
     ca_file: str | None = None
+    trace_context: bool = False
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
 
     def __post_init__(self) -> None:

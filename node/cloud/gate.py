@@ -193,13 +193,15 @@ class EgressGate:
         kind: Kind,
         fields: Mapping[str, Any],
         stream: bool,
+        traceparent: str | None = None,
     ) -> Answer:
         """Send one request and return its answer as soon as the status line is here, whatever the status.
 
-        `fields` is the body without `model`, which comes from the permit. Raises `EgressForbidden` unless `permit`
-        names exactly this request, provider and model, and lets it go where that provider is, before anything is sent;
-        `UpstreamError` subclasses for a connection that fails. One that fails because a kept-alive connection had died
-        is tried once more on a new one: nothing was answered, and nothing was lost.
+        `fields` is the body without `model`, which comes from the permit; `traceparent` goes into a header. Raises
+        `EgressForbidden` unless `permit` names exactly this request, provider and model, and lets it go where that
+        provider is, before anything is sent; `UpstreamError` subclasses for a connection that fails. One that fails
+        because a kept-alive connection had died is tried once more on a new one: nothing was answered, and nothing was
+        lost.
         """
         if not isinstance(permit, EgressPermit):
             raise EgressForbidden("nothing leaves without an EgressPermit")
@@ -211,7 +213,10 @@ class EgressGate:
         if permit.residency is not Residency.ANY and line.config.zone is not Zone.PREMISES:
             raise EgressForbidden(f"{permit.request_id} is pinned to the premises, and {provider} is not on them")
         body = encode({**fields, "model": permit.model})
-        request = _Prepared("POST", line.urls[kind], line.post_headers[stream], line.extensions, body)
+        headers = line.post_headers[stream]
+        if traceparent is not None:
+            headers = httpx.Headers([*headers.raw, (b"traceparent", traceparent.encode("ascii"))])
+        request = _Prepared("POST", line.urls[kind], headers, line.extensions, body)
         return await self._transmit(line, request, Trip(request_id, model, permit.rule, len(body)))
 
     async def probe(self, provider: str, *, timeout_s: float = 10.0) -> tuple[str, ...]:

@@ -207,6 +207,7 @@ class CloudBackend:
                     kind=call.kind,
                     fields=outbound_fields(call, self._config),
                     stream=call.stream,
+                    traceparent=call.traceparent if self._config.trace_context else None,
                 )
         except TimeoutError as error:
             raise self._too_late(call) from error

@@ -23,6 +23,7 @@ from node.routing.permit import grant, worst_case_nano_usd
 from node.routing.policy import LOCAL
 from node.routing.retry_budget import RetryBudget, backoff_s
 from node.routing.values import CloudOption, Decision, Features, Reason, Target, Zone
+from node.tracing import AttemptTrace
 
 MAX_ATTEMPTS = 2
 """One attempt and one more: what fails twice is reported."""
@@ -49,6 +50,7 @@ class Attempt:
     opened_s: float
     entry: Entry
     admitted: bool
+    trace: AttemptTrace | None = None
 
     def usage(self, features: Features, last: Chunk | None) -> Usage:
         """What it used: as reported at its end, else as the backend counted, else as delivered."""
@@ -250,9 +252,14 @@ class Attempts:
                     spent_s=now_s - tries.provider_s,
                 )
                 undo.pop_all()
+            self._providers.states[permit.provider].standing.calls += 1
             price = equivalent.price
         journey.attempts += 1
-        return Attempt(decision, backend, option, visit, price, backend.open(journey.call), now_s, entry, admitted)
+        call, trace = journey.call, None
+        if call.trace is not None:
+            trace = call.trace.attempt(backend.name, backend.served_model, decision, now_s)
+            call = replace(call, traceparent=trace.traceparent)
+        return Attempt(decision, backend, option, visit, price, backend.open(call), now_s, entry, admitted, trace)
 
     async def first_content(self, journey: Journey, lane: Lane, attempt: Attempt, tries: Tries) -> Chunk:
         """Read up to the first content and return all so far as one chunk. On any failure the attempt is let go."""
@@ -314,6 +321,7 @@ class Attempts:
         error: SpillwayError | None,
         *,
         answered: bool = False,
+        finish_reason: str | None = None,
     ) -> int:
         """Write down what the attempt came to, and return its price in nano-dollars.
 
@@ -321,6 +329,9 @@ class Attempts:
         """
         charged_nano_usd = attempt.price.cost_nano_usd(usage) if usage is not None else 0
         journey.spent_nano_usd += charged_nano_usd
+        if attempt.trace is not None:
+            code = error.code if error is not None else None
+            attempt.trace.ended(self._clock(), usage, finish_reason, code)
         at_list, in_cloud = worth(journey.model, usage) if answered and usage is not None else (None, None)
         features, first_s = journey.features, journey.first_content_s
         settlement = Settlement(
@@ -344,6 +355,8 @@ class Attempts:
 
     def _began(self, journey: Journey, attempt: Attempt, chunk: Chunk) -> None:
         now_s = self._clock()
+        if attempt.trace is not None:
+            attempt.trace.began(now_s, stream=journey.call.stream)
         stream = journey.call.stream  # else the whole answer came at once: its time says nothing about a first token
         if stream and chunk.has_content:
             journey.first_content_s = now_s

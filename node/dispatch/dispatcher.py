@@ -187,7 +187,7 @@ class Dispatcher:
             raise
         finally:
             if ending is not None:
-                self._on_outcome(journey.outcome(ending, ended, self._clock()))
+                self._report(journey, ending, ended)
 
     async def _place(self, journey: Journey, served: ServedModel, failed: frozenset[str]) -> Decision:
         features = journey.features
@@ -195,10 +195,15 @@ class Dispatcher:
             left_nano_usd = features.cost_budget_nano_usd - journey.spent_nano_usd
             features = replace(features, cost_budget_nano_usd=max(0, left_nano_usd))
         asked_s = self._clock()
+        decision: Decision | None = None
         try:
-            return await served.lane.place(features, failed)
+            decision = await served.lane.place(features, failed)
+            return decision
         finally:
-            journey.queue_s += self._clock() - asked_s
+            now_s = self._clock()
+            journey.queue_s += now_s - asked_s
+            if journey.call.trace is not None:
+                journey.call.trace.placed(asked_s, now_s, decision)
 
     def _refusal(self, decision: Decision, journey: Journey, served: ServedModel) -> SpillwayError:
         if decision.reason is Reason.NO_PROVIDER and self._providers.only_the_ledger_is_away(
@@ -233,8 +238,16 @@ class Dispatcher:
             ending = Ending.DONE
         else:
             error, ending = cut, _ending_of_cut(cut)
-        journey.answer_nano_usd = self._attempts.ended(journey, attempt, ending, journey.usage, error, answered=True)
-        self._on_outcome(journey.outcome(ending, error, self._clock()))
+        journey.answer_nano_usd = self._attempts.ended(
+            journey, attempt, ending, journey.usage, error, answered=True, finish_reason=last.finish_reason
+        )
+        self._report(journey, ending, error)
+
+    def _report(self, journey: Journey, ending: Ending, error: SpillwayError | None) -> None:
+        outcome = journey.outcome(ending, error, self._clock())
+        if journey.call.trace is not None:
+            journey.call.trace.came_to(outcome)
+        self._on_outcome(outcome)
 
 
 def _ending_of_cut(why: SpillwayError | None) -> Ending:

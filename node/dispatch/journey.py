@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from node.backend import Call, Kind
 from node.catalogue import CloudEquivalent, Model
+from node.dispatch.accounts import worth
 from node.dispatch.outcome import Ending, Foreseen, Outcome
 from node.errors import (
     ContextLengthExceeded,
@@ -50,7 +51,8 @@ class Journey:
 
     def outcome(self, ending: Ending, error: SpillwayError | None, now_s: float) -> Outcome:
         """The request's one Outcome."""
-        features, decision, reference = self.features, self.decision, self.model.reference
+        features, decision = self.features, self.decision
+        at_list, in_cloud = (None, None) if self.usage is None else worth(self.model, self.usage)
         first_s = self.first_content_s
         foreseen: list[Foreseen] = []
         if first_s is not None and decision is not None:
@@ -78,7 +80,8 @@ class Journey:
             prompt_bytes=features.prompt_bytes,
             usage=self.usage,
             cost_nano_usd=self.spent_nano_usd,
-            reference_nano_usd=reference.cost_nano_usd(self.usage) if reference and self.usage else None,
+            reference_nano_usd=at_list,
+            cloud_nano_usd=in_cloud,
             error_code=error.code if error else None,
             choices=features.choices,
             foreseen=tuple(foreseen),

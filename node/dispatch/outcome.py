@@ -41,7 +41,8 @@ class Outcome:
     engine was predicted to take from the decision on; `foreseen` compares that, and what was predicted while the
     request waited, with what came. `may_leave` is false for a pinned request, and `pinned_by` says who pinned it
     (`Features`); `was_kept` says that it had stayed here past its last safe moment. `reference_nano_usd` is what the
-    same tokens cost at list price, None where no list price is known. `most_tokens` is what the request was thought to
+    same tokens cost at list price, `cloud_nano_usd` at the model's first cloud equivalent; None where no such price
+    is known. `most_tokens` is what the request was thought to
     come to at most.
     """
 
@@ -70,3 +71,4 @@ class Outcome:
     was_kept: bool = False
     most_tokens: int = 0
     pinned_by: str | None = None
+    cloud_nano_usd: int | None = None

@@ -49,6 +49,10 @@ class Standing:
         self.breaker = Breaker(limits, random)
         self.recent_ttft = PeakEwma()
         self.in_flight = 0
+        self.calls = 0
+        """Made since start: what the ledger did not admit is none."""
+        self.errors: dict[str, int] = {}
+        """Calls that failed since start, by error code."""
         self.paused_until_s = 0.0
         self.isolated_by: str | None = None
         self.heard_s: float | None = None
@@ -160,6 +164,8 @@ class Visit:
 
     def failed(self, error: SpillwayError, now_s: float) -> None:
         """The call failed, before its answer began or on the way."""
+        code, errors = error.code or "unknown", self._standing.errors
+        errors[code] = errors.get(code, 0) + 1
         if isinstance(error, UpstreamTimeout) and not self._told:
             self._standing.recent_ttft.add(now_s - self._entered_s, now_s)
         self._tell(verdict_of(error), now_s)

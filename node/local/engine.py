@@ -18,6 +18,7 @@ from typing import Any
 from node.catalogue import LocalModel
 from node.errors import EngineUnavailable, SettingsError
 from node.local import arguments
+from node.local.counts import EngineCounts
 from node.local.importing import importing_vllm
 from node.local.outputs import CountedEngine, Tally
 from node.local.prefill import PrefillQueue
@@ -75,6 +76,7 @@ class LocalEngine:
         self._serving: Serving | None = None
         self._llm: Any = None
         self._stats = StepStats()
+        self._counts = EngineCounts()
         self._prefill = PrefillQueue({})
         self._stepping_tokens = 0
         self._stepping_since_s = 0.0
@@ -132,6 +134,11 @@ class LocalEngine:
         """Whether it has been given anything that it has not finished."""
         llm = self._llm
         return llm is not None and llm.get_num_unfinished_requests() > 0
+
+    @property
+    def counts(self) -> EngineCounts | None:
+        """What vLLM's own metrics would say; None unless it is ready."""
+        return self._counts if self._state is EngineState.READY else None
 
     def load(self, in_flight: int) -> EngineLoad:
         """The engine at this moment, with `in_flight` as given. Cheap: asked for every decision."""
@@ -210,13 +217,16 @@ class LocalEngine:
                 self._on_entered(call_id)
 
         try:
-            yield Tally(on_queued, self._count_finished)
+            tally = Tally(on_queued, self._count_finished)
+            with self._counts.counting(tally):
+                yield tally
         finally:
             taken_over(left)
             self._prefill.settle()
 
-    def _count_finished(self) -> None:
+    def _count_finished(self, reason: str) -> None:
         self._finished += 1
+        self._counts.ended(reason)
 
     async def start(self) -> None:
         """Load the model and answer a first request with it; ready when this returns.
@@ -308,6 +318,15 @@ class LocalEngine:
         finished, self._finished = self._finished, 0
         self._steps += details is not None
         prefill_tokens = details.num_ctx_tokens if details else 0
+        prefixes = scheduler.prefix_cache_stats
+        self._counts.stepped(
+            running=scheduler.num_running_reqs,
+            waiting=scheduler.num_waiting_reqs,
+            deferred=scheduler.num_skipped_waiting_reqs,
+            kv_cache_usage=scheduler.kv_cache_usage,
+            queries=prefixes.queries,
+            hits=prefixes.hits,
+        )
         self._stats.add(
             Step(
                 at_s=self._clock(),

@@ -15,13 +15,13 @@ class Tally:
     """What one call has had from the engine so far.
 
     `on_queued` is told the number of sequences, and the engine's id for them, when the engine's own count takes them
-    over, `on_finished` each one that came to its end. `output_cap`, when set, replaces vLLM's default for a call whose
+    over, `on_finished` why each one came to its end. `output_cap`, when set, replaces vLLM's default for a call whose
     client named no maximum. `cached_tokens` of the prompt were in the prefix cache. `failure` is what the engine
     raised, before vLLM's serving objects turn it into a text. `live` holds the engine's ids of what is still running.
     """
 
     on_queued: Callable[[int, str], None] = lambda sequences, request_id: None
-    on_finished: Callable[[], None] = lambda: None
+    on_finished: Callable[[str], None] = lambda reason: None
     output_cap: int | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -62,7 +62,7 @@ async def outputs(
             for completion in output.outputs:
                 tally.output_tokens += len(completion.token_ids)
                 if completion.finish_reason is not None:
-                    tally.on_finished()
+                    tally.on_finished(completion.finish_reason)
             yield output
     except Exception as error:
         tally.failure = error

@@ -134,6 +134,16 @@ class SqlLedger:
         """Whether it can be written to, as far as is known; now and then one call is let through to find out."""
         return self._down is None or time.monotonic() >= self._retry_s
 
+    @property
+    def is_down(self) -> bool:
+        """Whether it cannot be written to, as far as is known."""
+        return self._down is not None
+
+    @property
+    def kept(self) -> int:
+        """How many rows wait in memory to be written."""
+        return len(self._kept)
+
     def document(self) -> dict[str, Any]:
         """How it stands, for the statistics."""
         return {"available": self._down is None, "reason": self._down, "kept": len(self._kept), "lost": self.forgotten}

@@ -82,7 +82,11 @@ async def test_row_43_provider_that_wants_money_is_left_alone(
     assert (answer.status, answer.error["code"]) == (503, "upstream_quota")
     assert (await one.ask(stream=stream)).status == 503
     assert (one.asked(), one.standing().isolated_by) == (1, "upstream_quota")
-    assert b'spillway_provider_available{provider="one"} 0.0' in one.node.metrics.text()
+    metrics = one.node.metrics.text()
+    assert b'spillway_provider_available{provider="one"} 0.0' in metrics
+    assert b'spillway_provider_breaker_state{provider="one",state="isolated"} 1.0' in metrics
+    assert b'spillway_provider_calls_total{provider="one"} 1.0' in metrics
+    assert b'spillway_provider_errors_total{code="upstream_quota",provider="one"} 1.0' in metrics
     assert "left alone" in caplog.text
     await one.assert_clean()
 

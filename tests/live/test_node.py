@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -300,6 +301,12 @@ async def test_metrics_are_prometheus_text(node: RunningNode) -> None:
     async with httpx.AsyncClient() as client:
         text = (await client.get(f"{node.url}/metrics")).text
     assert 'spillway_requests_total{backend="local"' in text
+    found = {name: float(value) for name, value in re.findall(r"^(vllm:\w+)\{.*\} (\S+)$", text, re.MULTILINE)}
+    assert found["vllm:generation_tokens_total"] > 0
+    assert found["vllm:prompt_tokens_total"] > 0
+    assert found["vllm:prefix_cache_queries_total"] > 0
+    assert found["vllm:request_success_total"] > 0
+    assert {"vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"} <= found.keys()
 
 
 async def test_row_68_ctrl_c_lets_a_stream_end_and_leaves_no_process_behind(node: RunningNode) -> None:

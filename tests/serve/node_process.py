@@ -57,7 +57,7 @@ class NodeProcess:
         self.emulator = emulator
         self.config = folder / "spillway.yaml"
         self.log = folder / "node.log"
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.admin_url = f"http://127.0.0.1:{admin_port(self.port)}"
         self.process: subprocess.Popen[bytes]
@@ -195,7 +195,8 @@ def request_bytes(body: dict[str, Any], path: str = "/v1/chat/completions") -> b
     return head.encode() + data
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -58,6 +58,7 @@ http {{
     listen 127.0.0.1:{port} backlog=1024;
     location = /v1/chat/completions {{ return 200 '{ANSWER}'; }}
     location = /v1/models {{ return 200 '{_MODELS}'; }}
+    location = /v1/traces {{ return 200 ''; }}
     location = /health {{ return 200 '{{}}'; }}
   }}
 }}

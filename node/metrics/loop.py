@@ -23,11 +23,14 @@ class LoopMetrics(Collector):
             "spillway_loop_pauses", "Times that the event loop stood still for over 50 ms.", value=pauses.long_ones
         )
         yield GaugeMetricFamily(
-            "spillway_loop_longest_pause_seconds", "The longest of them since start.", value=pauses.longest_s
+            "spillway_loop_longest_pause_seconds",
+            "The longest pause of the event loop since start.",
+            value=pauses.longest_s,
+        )
+        waited = CounterMetricFamily(
+            "spillway_loop_cpu_wait_seconds",
+            "Time in which the event loop could have run and the machine ran something else.",
         )
         if pauses.cpu_wait_s is not None:
-            yield CounterMetricFamily(
-                "spillway_loop_cpu_wait_seconds",
-                "Time in which the event loop could have run and the machine ran something else.",
-                value=pauses.cpu_wait_s,
-            )
+            waited.add_metric([], pauses.cpu_wait_s)
+        yield waited

@@ -1,0 +1,59 @@
+"""What the node has spent in the present hour, day and month, read from the ledger every few seconds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from node.store.database import Database, StoreUnavailable
+from node.store.spent import orphans, spent_in_windows
+
+_INTERVAL_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """Nano-dollars by window, reservations included, and what is out for ever: see `node.store.schema.State`."""
+
+    nano_usd: Mapping[str, int]
+    orphaned: int
+    orphaned_nano_usd: int
+
+
+class SpendingWatch:
+    """Reads `database` every `interval_s` in a thread. `now_us` is the wall clock.
+
+    `latest` is None before the first time, and while it cannot be read.
+    """
+
+    def __init__(self, database: Database, now_us: Callable[[], int], *, interval_s: float = _INTERVAL_S) -> None:
+        self._database = database
+        self._now_us = now_us
+        self._interval_s = interval_s
+        self._task: asyncio.Task[None] | None = None
+        self.latest: Spending | None = None
+
+    def read(self) -> Spending | None:
+        """What the database says now. Blocks, and may be called in any thread."""
+        try:
+            with self._database.reading() as connection:
+                number, worth = orphans(connection)
+                return Spending(spent_in_windows(connection, self._now_us()), number, worth)
+        except StoreUnavailable:
+            return None
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._task = asyncio.create_task(self._look(), name="spending-watch")
+
+    async def stop(self) -> None:
+        """Read no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _look(self) -> None:
+        while True:
+            self.latest = await asyncio.to_thread(self.read)
+            await asyncio.sleep(self._interval_s)

@@ -1,0 +1,40 @@
+"""What all callers together have spent in the windows of now, and what nobody knows the end of: cheap, asked often."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Select, case, func, select
+
+from node.money import Budget
+from node.store.schema import State, calls, spend
+from node.store.windows import hour_of, windows
+
+_ALL_WINDOWS = Budget(hour_nano_usd=0, day_nano_usd=0, month_nano_usd=0)
+
+
+def spent_in_windows(connection: Connection, now_us: int) -> dict[str, int]:
+    """Nano-dollars per window (``hour``, ``day``, ``month``), counted as budgets count: reservations included."""
+    first_hours = {name: first_hour for name, first_hour, _ in windows(_ALL_WINDOWS, hour_of(now_us))}
+    sums = [
+        func.coalesce(func.sum(case((spend.c.hour >= first_hour, spend.c.nano_usd), else_=0)), 0).label(name)
+        for name, first_hour in first_hours.items()
+    ]
+    row = connection.execute(select(*sums).where(spend.c.hour >= min(first_hours.values()))).mappings().one()
+    return {name: int(row[name]) for name in first_hours}
+
+
+def orphans(connection: Connection) -> tuple[int, int]:
+    """How many calls are orphaned, and the nano-dollars that they count for."""
+    row = connection.execute(orphans_query()).one()
+    return int(row[0]), int(row[1])
+
+
+def orphans_query() -> Select[Any]:
+    """Goes from node to node along the index, which is by node and state: of millions of rows few are orphaned."""
+    first = select(func.min(calls.c.node).label("node")).cte("nodes", recursive=True)
+    following = select(func.min(calls.c.node)).where(calls.c.node > first.c.node).scalar_subquery()
+    nodes = first.union_all(select(following).where(first.c.node.is_not(None)))
+    return select(func.count(), func.coalesce(func.sum(calls.c.charged_nano_usd), 0)).where(
+        calls.c.node.in_(select(nodes.c.node).where(nodes.c.node.is_not(None))), calls.c.state == State.ORPHANED
+    )

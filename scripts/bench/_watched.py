@@ -1,0 +1,140 @@
+"""Watched: what a call costs the node while Prometheus scrapes it once a second, and while it is traced.
+
+One node, scraped in every other window, and one that sends traces to a collector that takes them all: the overhead
+bench's call, through each to the same static upstream, in alternating order. CPU per request is compared, not requests
+per second: it says what watching takes wherever the bottleneck is. The bar is 3 % for scraping.
+"""
+
+import argparse
+import sys
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from _harness import gateways, options, wrk
+from _harness.node import start_node
+from _harness.process import Service, free_port, own_cpu_s, program, settle
+from _harness.report import Bar, describe_machine, finish, number, table
+from _harness.rounds import abba
+from _harness.stats import median, median_ratio
+from _overhead import node_config
+
+ARMS = ("plain", "scraped", "traced")
+CONNECTIONS = 32
+SCRAPE_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm in one round."""
+
+    arm: str
+    round: int
+    window: wrk.Window
+    cpu_s: float
+
+    @property
+    def cpu_per_request_s(self) -> float:
+        return self.cpu_s / self.window.requests
+
+
+@contextmanager
+def scraped(node: Service) -> Iterator[None]:
+    """Asks for the metrics once a second meanwhile."""
+    over = threading.Event()
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def scrape() -> None:
+        while not over.wait(SCRAPE_EVERY_S):
+            with opener.open(f"{node.url}/metrics", timeout=10) as answer:
+                answer.read()
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
+def node(directory: Path, upstream: Service, more: str) -> Iterator[Service]:
+    """A node in front of the upstream; `more` is YAML for its settings."""
+    port, catalogue = free_port(), directory / "catalogue"
+    catalogue.mkdir(parents=True)
+    config = node_config(upstream, port, catalogue) + more
+    with start_node(config, {}, directory=directory, port=port) as service:
+        yield service
+
+
+def measure(services: dict[str, Service], rounds: int, window_s: float) -> list[Cell]:
+    """Every arm once per round, after two windows of warming up."""
+
+    def post(service: Service, duration_s: float) -> wrk.Window:
+        url = f"{service.url}/v1/chat/completions"
+        return wrk.load(url, gateways.QUESTION, connections=CONNECTIONS, duration_s=duration_s)
+
+    for service in services.values():
+        post(service, window_s)
+        settle(service.pid)
+    cells = []
+    for number_, arm in abba(ARMS, rounds):
+        service = services[arm]
+        before_s = own_cpu_s(service.pid)
+        with ExitStack() as stack:
+            if arm == "scraped":
+                stack.enter_context(scraped(service))
+            window = post(service, window_s)
+        settle(service.pid)
+        cells.append(Cell(arm, number_, window, own_cpu_s(service.pid) - before_s))
+    return cells
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Starts the nodes, measures, reports, and gives the exit status."""
+    program("nginx", "install it (Debian: apt-get install nginx-light)")
+    program("wrk", "install it (Debian: apt-get install wrk)")
+    rounds, window_s = (4, 4.0) if arguments.quick else (10, 5.0)
+    machine = describe_machine()
+    print(machine)
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spillway-bench-")))
+        upstream = stack.enter_context(gateways.static_upstream(directory))
+        plain = stack.enter_context(node(directory / "plain", upstream, ""))
+        traces = f'traces: {{otlp_endpoint: "{upstream.url}"}}\n'
+        traced = stack.enter_context(node(directory / "traced", upstream, traces))
+        cells = measure({"plain": plain, "scraped": plain, "traced": traced}, rounds, window_s)
+    by_arm = {arm: [cell.cpu_per_request_s for cell in cells if cell.arm == arm] for arm in ARMS}
+    more = {arm: (median_ratio(by_arm[arm], by_arm["plain"]) or 0.0) - 1.0 for arm in ARMS}
+    rows = [
+        (
+            arm,
+            number((median(by_arm[arm]) or 0.0) * 1e6, 0),
+            f"{more[arm]:+.1%}",
+            number(median([cell.window.requests_per_s for cell in cells if cell.arm == arm]), 0),
+        )
+        for arm in ARMS
+    ]
+    print(table(("arm", "CPU per request (us)", "more than plain", "req/s"), rows))
+    return finish(
+        [Bar("scraped once a second", more["scraped"] * 100, 3, "% more CPU per request", at_least=False)],
+        check=arguments.check,
+        json_path=arguments.json,
+        machine=machine,
+        figures={"bench": "watched", "cells": [asdict(cell) for cell in cells]},
+    )
+
+
+def main() -> int:
+    """Reads the options; 0 done, 1 the bar was missed (with --check), 2 the bench cannot run here."""
+    arguments = options.parser("What watching the node costs it: Prometheus' scrapes, and traces.").parse_args()
+    return options.main(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
