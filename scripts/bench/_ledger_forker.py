@@ -82,9 +82,6 @@ FAILPOINTS: dict[str, Callable[[Countdown], None]] = {
 def _serve(order: dict[str, Any]) -> None:
     """In the child."""
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    import faulthandler
-
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
     os.setpgid(0, 0)
