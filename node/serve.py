@@ -146,6 +146,7 @@ async def _run(
     try:
         await server.serve(sockets=[listener])
     finally:
+        node.sampler.end()
         admin.should_exit = True  # only now: how the end goes on can be watched there
         await asyncio.shield(_stop(node, reloader, administering))
     if node.hopeless is not None:
@@ -214,6 +215,7 @@ def _banner(node: Node, listener: socket.socket, admin_listener: socket.socket, 
     key = admin_key.ENV if os.environ.get(admin_key.ENV) else node.place.folder / admin_key.FILE
     lines = [
         f"Spillway listens on http://{host}:{port}/v1",
+        f"  dashboard: http://{host}:{port}/",
         f"  admin API: http://{its_host}:{its_port}/admin, key: {key}",
     ]
     for name, model in node.models.items():
