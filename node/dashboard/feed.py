@@ -53,7 +53,6 @@ class Point(_Part, frozen=True, kw_only=True):
     ttft_p95_s: float | None = None
     promises: int = 0
     promises_kept: int = 0
-    vram_used_bytes: int | None = None
     models: dict[str, ModelPoint] = {}
 
 
@@ -84,7 +83,7 @@ class BudgetWindow(_Part, frozen=True, kw_only=True, omit_defaults=False):
     ends_in_s: float
 
 
-class EngineChange(_Part, frozen=True, kw_only=True):
+class EngineChange(_Part, frozen=True, kw_only=True, omit_defaults=False):
     """The engine came into `state` at `at_s`; `why` where it failed."""
 
     at_s: float
@@ -92,7 +91,7 @@ class EngineChange(_Part, frozen=True, kw_only=True):
     why: str | None = None
 
 
-class EngineNow(_Part, frozen=True, kw_only=True):
+class EngineNow(_Part, frozen=True, kw_only=True, omit_defaults=False):
     """One engine. `running` and `waiting` are its scheduler's as of its last step; `in_flight` is the node's count.
 
     `changes` are the last changes of its state, oldest first.
@@ -115,7 +114,7 @@ class EngineNow(_Part, frozen=True, kw_only=True):
     changes: tuple[EngineChange, ...] = ()
 
 
-class ModelNow(_Part, frozen=True, kw_only=True):
+class ModelNow(_Part, frozen=True, kw_only=True, omit_defaults=False):
     """One served model: its queue in the node, and its engine where it has one here."""
 
     name: str
@@ -148,7 +147,7 @@ class ProviderNow(_Part, frozen=True, kw_only=True, omit_defaults=False):
     spent_nano_usd: int
 
 
-class GpuNow(_Part, frozen=True, kw_only=True):
+class GpuNow(_Part, frozen=True, kw_only=True, omit_defaults=False):
     """One GPU as NVML tells of it; `problem` says why it does not."""
 
     index: int
@@ -161,7 +160,7 @@ class GpuNow(_Part, frozen=True, kw_only=True):
     problem: str | None = None
 
 
-class Now(_Part, frozen=True, kw_only=True):
+class Now(_Part, frozen=True, kw_only=True, omit_defaults=False):
     """How all stands. `budget` is () where none is set and None where it cannot be read; so it is with `gpus`."""
 
     uptime_s: float

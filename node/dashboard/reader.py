@@ -156,7 +156,6 @@ class Reader:
         begun = [outcome for _, outcome in ended if outcome.ttft_s is not None and outcome.ending is not Ending.REFUSED]
         ttfts = sorted(outcome.ttft_s for outcome in begun if outcome.ttft_s is not None)
         foreseen = [outcome.foreseen[-1] for outcome in begun if outcome.backend == LOCAL and outcome.foreseen]
-        vram = [gpu.vram_used_bytes for gpu in now.gpus or () if gpu.vram_used_bytes is not None]
         return Point(
             at_s=round(self._sources.unix_s(), 2),
             local_per_s=per_s("local"),
@@ -171,7 +170,6 @@ class Reader:
             ttft_p95_s=rounded(ttfts[min(len(ttfts) - 1, int(0.95 * len(ttfts)))]) if ttfts else None,
             promises=sums.promises - before.promises,
             promises_kept=sums.promises_kept - before.promises_kept,
-            vram_used_bytes=sum(vram) if vram else None,
             models={
                 model.name: ModelPoint(
                     queued=model.queued,
