@@ -19,8 +19,8 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 
 /** One chart in `figure`. `series` is a list of {label, colour, value(point), show}; `stacked` piles them up. */
 class Chart {
-  constructor(figure, { series, format, stacked = false, most = null, empty, label }) {
-    Object.assign(this, { figure, series, format, stacked, most, empty });
+  constructor(figure, { series, format, stacked = false, most = null, least = 1, empty, label }) {
+    Object.assign(this, { figure, series, format, stacked, most, least, empty });
     this.legend = h("ul", { class: "legend" });
     this.box = h("div", { class: "plot", role: "img", "aria-label": label });
     this.note = h("p", { class: "empty over", hidden: true });
@@ -43,7 +43,7 @@ class Chart {
       cursor: { points: { show: !this.stacked, size: 6 }, drag: { x: false, y: false }, y: false },
       scales: {
         x: { range: () => [this.end - SPAN_S, this.end] },
-        y: { range: (_, __, most) => [0, this.most ?? Math.max(niceMost(most || 0), 1e-3)] },
+        y: { range: (_, __, most) => [0, this.most ?? Math.max(niceMost(most || 0), this.least)] },
       },
       axes: [
         { ...axis, size: 26, space: 56, incrs: [60, 120, 300], values: (_, at) => at.map((x) => clockOf(x)) },
@@ -114,7 +114,7 @@ export function makeCharts($) {
     }),
     new Chart($("chart-ttft"), {
       label: "Lines: predicted and measured time to first token in the engine, and the 95th percentile of all streams",
-      format: seconds,
+      format: seconds, least: 0.1,
       series: [
         ["predicted_ttft_s", "Predicted here", "--line-1", [6, 4]],
         ["measured_ttft_s", "Measured here", "--line-1", undefined],
@@ -125,7 +125,7 @@ export function makeCharts($) {
     }),
     new Chart($("chart-queue"), {
       label: "Lines: requests waiting in the node's queue, and sequences running in engines",
-      format: number,
+      format: number, least: 4,
       series: [
         { label: "Waiting in the queue", colour: "--line-3", value: (point) => sum(point, "queued") ?? 0 },
         { label: "Running in engines", colour: "--line-1", value: (point) => sum(point, "running") },
