@@ -7,11 +7,11 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Protocol
 
 from node import __version__
-from node.dashboard.feed import FEED_VERSION, BudgetWindow, Hello, Point, Tick, event
-from node.dashboard.reader import Reader
+from node.dashboard.feed import FEED_VERSION, BudgetWindow, DecisionRow, Hello, Now, Point, Tick, event
+from node.dashboard.reader import Reading
 from node.errors import TooManyViewers
 
 _log = logging.getLogger("spillway")
@@ -41,12 +41,25 @@ class BudgetWatch:
             await asyncio.sleep(self._interval_s)
 
 
+class Looking(Protocol):
+    """What a sampler needs of `node.dashboard.reader.Reader`."""
+
+    def read(self) -> Reading:
+        """What there was since the last time."""
+
+    def now(self) -> Now:
+        """How all stands."""
+
+    def newest(self, count: int) -> tuple[DecisionRow, ...]:
+        """The last decisions, newest first."""
+
+
 class Sampler:
     """One for all viewers. `reader` is asked once per `interval_s`, and the answer encoded once, if anybody watches."""
 
     def __init__(
         self,
-        reader: Reader,
+        reader: Looking,
         budget: BudgetWatch,
         *,
         unix_s: Callable[[], float],

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import signal
-import socket
 from pathlib import Path
 
 import httpx
@@ -116,20 +115,6 @@ async def test_search_finds_a_request_by_its_id_and_refuses_what_it_does_not_kno
         assert (await node.get("/dashboard/decisions?reason=last_moment")).json()["decisions"] == []
         assert (await node.get("/dashboard/decisions?prompt=x")).status_code == 400
         assert (await node.get(f"/dashboard/decisions?text={'x' * 101}")).status_code == 400
-
-
-async def test_row_39_viewer_that_does_not_read_is_cut_and_the_others_see_every_second(tmp_path: Path) -> None:
-    async with emulated() as cloud, running(cloud, tmp_path, "api: {reader_stall_s: 2}") as node:
-        with socket.create_connection(("127.0.0.1", node.port)) as idle:
-            idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            asking = b"GET /dashboard/feed HTTP/1.1\r\nhost: localhost\r\n\r\n"
-            # Pipelined: each waits for the one before, and nothing is kept for any of them.
-            idle.sendall(asking * 20)
-            async with viewing(node.url) as feed:
-                await hello(feed)
-                numbers = [(await tick(feed)).number for _ in range(4)]
-        assert numbers == list(range(numbers[0], numbers[0] + 4))
-        assert (await node.chat(max_tokens=3)).status_code == 200
 
 
 async def test_viewers_beyond_the_most_are_told_so_and_places_are_given_back(tmp_path: Path) -> None:

@@ -87,14 +87,17 @@ export function makeDecisions() {
     },
     add(decisions) {
       if (!decisions.length) return;
-      const known = new Set(rows.slice(0, 100).map((row) => row.request_id));
-      const fresh = decisions.filter((row) => !known.has(row.request_id));
-      rows = [...fresh, ...rows].slice(0, KEPT);
-      if (found !== null) found = [...fresh.filter(matches), ...found].slice(0, 100);
+      rows = joined(decisions, rows).slice(0, KEPT);
+      if (found !== null) found = joined(decisions.filter(matches), found).slice(0, 100);
       if (!paused) draw();
     },
-    known: (id) => rows.find((row) => row.request_id === id) ?? null,
   };
+}
+
+/** `fresh` before `rows`, and each request once: the first tick, or a search, may bring some a second time. */
+function joined(fresh, rows) {
+  const known = new Set(rows.map((row) => row.request_id));
+  return [...fresh.filter((row) => !known.has(row.request_id)), ...rows];
 }
 
 const PLACE = { local: "local", cache: "cache" };
