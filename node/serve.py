@@ -215,8 +215,8 @@ def _banner(node: Node, listener: socket.socket, admin_listener: socket.socket, 
     key = admin_key.ENV if os.environ.get(admin_key.ENV) else node.place.folder / admin_key.FILE
     lines = [
         f"Spillway listens on http://{host}:{port}/v1",
-        f"  dashboard: http://{host}:{port}/",
         f"  admin API: http://{its_host}:{its_port}/admin, key: {key}",
+        f"  dashboard: http://{host}:{port}/",
     ]
     for name, model in node.models.items():
         where = f"engine ({model.local.source})" if name in node.engines and model.local else "no engine here"
