@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import signal
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -203,12 +204,11 @@ async def test_everything_comes_from_the_node_and_in_few_bytes(page: Page, tmp_p
 @pytest.mark.parametrize("colours", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 async def test_nothing_sticks_out_and_axe_finds_nothing_serious(
-    browser: Browser, tmp_path: Path, colours: str, width: int
+    browser: Browser, tmp_path: Path, colours: Literal["light", "dark"], width: int
 ) -> None:
     async with emulated() as cloud, running(cloud, tmp_path, "budget: {day_usd: 3}") as node:
         await scripted_run(node)
-        scheme = "dark" if colours == "dark" else "light"
-        context = await browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        context = await browser.new_context(viewport={"width": width, "height": 800}, color_scheme=colours)
         page = await context.new_page()
         await page.goto(node.url)
         await expect(page.locator("#decision-rows tr")).to_have_count(6)
