@@ -289,6 +289,8 @@ class Node:
         self.host_watch.start()
         self.loop_watch.start()
         self.health.start()
+        for name, engine in self.engines.items():
+            self.engine_histories[name].note(engine.supervision)
         self.sampler.start()
         if self.engines:
             self._running = [asyncio.create_task(self._keep_alive())]

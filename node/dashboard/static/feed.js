@@ -67,7 +67,7 @@ export function follow(on) {
           const [name, data] = parse(event);
           if (name === "hello") pauseMs = FIRST_PAUSE_MS;
           if (name === "bye") why = "The node is shutting down.";
-          else on[name]?.(data);
+          else tell(() => on[name]?.(data));
         }
       }
     } finally {
@@ -80,6 +80,15 @@ export function follow(on) {
     pauseMs = FIRST_PAUSE_MS;
     connect();
   };
+}
+
+/** A mistake in what draws the page is reported as one, and not taken for a lost connection. */
+function tell(listener) {
+  try {
+    listener();
+  } catch (error) {
+    reportError(error);
+  }
 }
 
 function parse(event) {

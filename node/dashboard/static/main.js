@@ -15,6 +15,7 @@ const root = document.documentElement;
 let points = [];
 let hello = null;
 let latest = null;
+let entered = false; // whether the key was typed in just now
 const charts = makeCharts($);
 const decisions = makeDecisions();
 const refreshModels = makePlayground();
@@ -58,6 +59,7 @@ const retry = follow({
   hello(document_) {
     const restarted = hello !== null && hello.started_s !== document_.started_s;
     hello = document_;
+    entered = false;
     latest = hello.now;
     points = hello.history.slice(-KEPT);
     decisions.begin(hello.decisions, latest.providers.map((each) => each.name));
@@ -72,7 +74,13 @@ const retry = follow({
     draw();
   },
   locked(wrongKey, why) {
-    if (wrongKey) adminKey.forget();
+    if (wrongKey) {
+      adminKey.forget();
+      if (!entered) { // one of an earlier time: perhaps none is needed any more
+        retry();
+        return;
+      }
+    }
     $("unlock-error").textContent = why ?? (wrongKey ? "That is not the admin key of this node." : "");
     notices();
     state("locked", "Locked");
@@ -93,6 +101,7 @@ async function change(provider, how) {
 $("unlock").addEventListener("submit", (event) => {
   event.preventDefault();
   adminKey.set($("admin-key").value.trim());
+  entered = true;
   $("admin-key").value = "";
   retry();
 });
