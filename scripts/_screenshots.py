@@ -6,6 +6,7 @@ Calm, a burst that overflows, an engine that is killed and comes back; then nobo
 import argparse
 import asyncio
 import hashlib
+import io
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from _harness.emulator import start_emulator
 from _harness.node import start_node
 from _harness.options import main as run_main
 from _harness.process import CannotRun, Service, free_port
+from PIL import Image
 from playwright.async_api import Browser, Page, Route, async_playwright
 
 OUT = Path(__file__).resolve().parents[1] / "docs" / "dashboard"
@@ -34,7 +36,7 @@ _QUESTIONS = ("What is Spillway?", "Say hello.", "Count to five.", "Which model 
 _WIDE, _PHONE = (1280, 860), (390, 844)
 # (seconds, requests per second)
 _DAY = ((45, 2.0), (20, 14.0), (25, 2.0))
-_AFTER_THE_KILL = ((50, 3.0),)
+_AFTER_THE_KILL = ((170, 3.0),)
 
 Theme = Literal["light", "dark"]
 
@@ -113,7 +115,7 @@ class Camera:
             await page.evaluate(script, at)
             await page.wait_for_timeout(300)
         path = self._folder / f"{name}.png"
-        await page.screenshot(path=path)
+        Image.open(io.BytesIO(await page.screenshot())).convert("RGB").quantize(256).save(path, optimize=True)
         size_bytes = path.stat().st_size
         print(f"{path.name}: {size_bytes:,} bytes", flush=True)
         if size_bytes > MOST_BYTES:
@@ -140,8 +142,11 @@ async def busy_states(camera: Camera, node: Service, rng: random.Random) -> None
     await load.open_loop(arrivals(node, _DAY, rng))
     kill_engine(node)
     going_on = asyncio.create_task(load.open_loop(arrivals(node, _AFTER_THE_KILL, rng)))
-    await asyncio.sleep(_AFTER_THE_KILL[0][0] - 8)
+    await asyncio.sleep(5)
     page = await camera.live(node.url)
+    ready = page.locator("[data-engine=demo] .card-head .badge", has_text="ready")
+    await ready.wait_for(timeout=1000 * (_AFTER_THE_KILL[0][0] - 10))
+    await page.wait_for_timeout(15_000)
     await camera.take(page, "live")
     await camera.take(page, "engines", "#engines")
     await camera.take(page, "decisions", "#decisions")
@@ -149,7 +154,7 @@ async def busy_states(camera: Camera, node: Service, rng: random.Random) -> None
     phone = await camera.live(node.url, _PHONE)
     await camera.take(phone, "phone")
     await camera.take(phone, "phone-decisions", "#decisions")
-    await going_on
+    going_on.cancel()
     await page.locator("#ask [name=ttft]").fill("800")
     await page.locator("#send").click()
     await page.get_by_text("The answer is complete.").wait_for()

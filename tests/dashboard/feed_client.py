@@ -24,8 +24,10 @@ async def events(answer: httpx.Response) -> AsyncIterator[Event]:
         key, _, value = line.partition(": ")
         if key == "event":
             name = value
+        elif key == "data" and name == "hello":
+            yield msgspec.json.decode(value, type=Hello)
         elif key == "data":
-            yield None if name == "bye" else msgspec.json.decode(value, type=Hello if name == "hello" else Tick)
+            yield None if name == "bye" else msgspec.json.decode(value, type=Tick)
 
 
 @asynccontextmanager

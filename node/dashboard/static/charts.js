@@ -19,8 +19,8 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 
 /** One chart in `figure`. `series` is a list of {label, colour, value(point), show}; `stacked` piles them up. */
 class Chart {
-  constructor(figure, { series, format, stacked = false, most = null, least = 1, empty, label }) {
-    Object.assign(this, { figure, series, format, stacked, most, least, empty });
+  constructor(figure, { series, format, stacked = false, most = null, least = 1, smooth = 0, empty, label }) {
+    Object.assign(this, { figure, series, format, stacked, most, least, smooth, empty });
     this.legend = h("ul", { class: "legend" });
     this.box = h("div", { class: "plot", role: "img", "aria-label": label });
     this.note = h("p", { class: "empty over", hidden: true });
@@ -57,7 +57,8 @@ class Chart {
     }, this.data, this.box);
   }
 
-  update(points, end) {
+  update(newest, end) {
+    const points = this.smooth ? smoothed(newest, this.smooth, this.series) : newest;
     this.end = end;
     this.points = points;
     const values = this.series.map((each) => points.map((point) => (point === null ? null : each.value(point))));
@@ -108,8 +109,8 @@ export function makeCharts($) {
   const charts = [
     new Chart($("chart-requests"), {
       label: "Stacked areas: requests answered per second by the local engine, the cloud and the cache",
-      stacked: true, format: perSecond,
-      series: PLACES.map(([field, label, name]) => ({ label, colour: name, value: (point) => point[field] ?? 0, hideWhenNever: field === "premises_per_s" || field === "unserved_per_s" })),
+      stacked: true, format: perSecond, smooth: 5,
+      series: PLACES.map(([field, label, name]) => ({ label, field, colour: name, value: (point) => point[field] ?? 0, hideWhenNever: field === "premises_per_s" || field === "unserved_per_s" })),
       empty: nothing("No requests in the last five minutes. Ask something in the playground below."),
     }),
     new Chart($("chart-ttft"), {
@@ -167,6 +168,16 @@ export function makeCharts($) {
 function sum(point, field) {
   const known = Object.values(point.models ?? {}).map((model) => model[field]).filter((value) => value !== undefined);
   return known.length ? known.reduce((a, b) => a + b, 0) : null;
+}
+
+/** Each point with the mean of the last `count` of every series' field: requests come in ones and twos. */
+function smoothed(points, count, series) {
+  return points.map((point, i) => {
+    if (point === null) return null;
+    const last = points.slice(Math.max(0, i + 1 - count), i + 1).filter((each) => each !== null);
+    const means = series.map(({ field, value }) => [field, last.reduce((all, each) => all + value(each), 0) / last.length]);
+    return { at_s: point.at_s, ...Object.fromEntries(means) };
+  });
 }
 
 /** A hole where seconds are missing: while the page was not connected nothing is known. */
