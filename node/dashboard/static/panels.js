@@ -15,7 +15,7 @@ export function tiles(points, now) {
   const tightest = tightestBudget(now.budget);
   const spentShare = tightest && tightest.spent_nano_usd / Math.max(1, tightest.limit_nano_usd);
   fill($("tiles"),
-    tile("rate", "Answered", perSecond(rate(...all)), `${number(rate("tokens_per_s"))} tokens/s, ${count(now.inside)} inside`),
+    tile("rate", "Answered", perSecond(rate(...all)), `${number(rate("tokens_per_s"))} tok/s · ${count(now.inside)} inside`),
     tile("stayed", "Stayed here", answered ? share(1 - total.cloud / answered) : NONE, `${count(answered - total.cloud)} of ${count(answered)} answers`),
     tile("kept", "Within the budget", promised ? share(kept / promised) : total.promises ? share(total.promises_kept / total.promises) : NONE,
       promised ? `first tokens, last 5 min` : total.promises ? "first tokens, since the start" : "no streamed answer yet", promised && kept / promised < 0.95 ? "warn" : ""),
