@@ -182,7 +182,10 @@ async def picture(folder: Path, browser_path: str, seed: int) -> None:
                 (scratch / name).mkdir()
                 port = free_port()
                 text = config(port, cloud.service.url, more)
-                with start_node(text, {"SHOTS_KEY": _KEY}, directory=scratch / name, port=port) as node:
+                within_s = 420  # an engine on a busy machine
+                with start_node(
+                    text, {"SHOTS_KEY": _KEY}, directory=scratch / name, port=port, ready_within_s=within_s
+                ) as node:
                     if name == "locked":
                         page = await camera.page()
                         await page.goto(node.url)
