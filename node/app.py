@@ -23,6 +23,7 @@ from node.api.admin import AdminParts, build_admin
 from node.api.app import build_app
 from node.api.auth import Keyring
 from node.api.completions import Parts
+from node.api.dashboard import DashboardParts, Viewers, dashboard_routes, page_files
 from node.api.door import Door
 from node.api.operator import OperatorParts, operator_router
 from node.api.rates import RateLimits
@@ -33,6 +34,11 @@ from node.catalogue_files import default_models_dir, load_catalogue, with_engine
 from node.cloud.config import AnswerClocks, ProviderConfig
 from node.cloud.gate import EgressGate
 from node.cloud.provider import CloudProvider
+from node.dashboard.decisions import DecisionLog
+from node.dashboard.engine_history import EngineHistory
+from node.dashboard.feed import BudgetWindow
+from node.dashboard.reader import Reader, Sources
+from node.dashboard.sampler import BudgetWatch, Sampler
 from node.dispatch.accounts import Settlement, entry_for, worth
 from node.dispatch.conversations import Conversations
 from node.dispatch.dispatcher import Dispatcher, ServedModel
@@ -84,6 +90,7 @@ from node.store.ledger import SqlLedger
 from node.store.secret import CACHE_SALT, kept_secret, new_secret
 from node.store.totals import Totals
 from node.store.usage_reader import UsageReader
+from node.store.windows import seconds_until_next
 from node.store_place import place_for
 from node.watch.host import HostReader
 from node.watch.host_watch import HostWatch
@@ -183,6 +190,7 @@ class Node:
         self.key_watch = KeyWatch(SqlKeyStore(self.database, wall_us), self._on_keys)
         self.rates = RateLimits(clock)
         self._opened = False
+        self._admin_key_kept: str | None = None
         self.usage = UsageReader(self.place)
         self.content_rules = ContentRules(settings.privacy.content_rules)
         self.host = HostReader(settings.host.max_rss_bytes)
@@ -201,6 +209,12 @@ class Node:
                 DoorMetrics(self.door, self.host_watch.strain, lambda: self.guard.refused),
                 LoopMetrics(self.loop_watch.pauses),
             )
+        )
+        self.decisions = DecisionLog(time.time)
+        self.engine_histories = {name: EngineHistory(time.time) for name in self.engines}
+        self._budget = BudgetWatch(self._budget_left)
+        self.sampler = Sampler(
+            Reader(self._sources(), self.decisions), self._budget, unix_s=time.time, emulated=bool(rename)
         )
         self._running: list[asyncio.Task[None]] = []
         self.hopeless: SettingsError | None = None
@@ -233,12 +247,25 @@ class Node:
             usage=self.usage.usage,
             now_us=wall_us,
         )
-        return build_app(parts, operator_router(operator))
+        viewers = Viewers(self._admin_key, self.keyring, lambda: self.settings.listen.host)
+        return build_app(
+            parts,
+            operator_router(operator),
+            dashboard_routes(
+                DashboardParts(
+                    sampler=self.sampler,
+                    decisions=self.decisions,
+                    check=viewers.check,
+                    may_change=False,
+                    ending=lambda: self.door.closed,
+                )
+            ),
+        )
 
     def admin_asgi(self) -> ASGIApp:
         """The admin API, for a port of its own. Raises `SettingsError` where its key cannot be kept."""
         parts = AdminParts(
-            key=admin_key(self.place.folder, self.environ),
+            key=self._admin_key(),
             host=self.settings.admin.host,
             stats=self.stats,
             metrics=self.metrics.text,
@@ -249,7 +276,14 @@ class Node:
             restore=self._restore,
             now_us=wall_us,
         )
-        return build_admin(parts)
+        dashboard = DashboardParts(
+            sampler=self.sampler,
+            decisions=self.decisions,
+            check=lambda scope: None,  # the guard in front of it has asked for the key
+            may_change=True,
+            ending=lambda: False,  # how the end goes on can be watched there
+        )
+        return build_admin(parts, dashboard_routes(dashboard), page_files())
 
     def open(self) -> None:
         """Open the database and read what is needed to let anybody in. Blocks; done by `start()` if not before.
@@ -277,6 +311,9 @@ class Node:
         self.host_watch.start()
         self.loop_watch.start()
         self.health.start()
+        for name, engine in self.engines.items():
+            self.engine_histories[name].note(engine.supervision)
+        self.sampler.start()
         if self.engines:
             self._running = [asyncio.create_task(self._keep_alive())]
             self._running[0].add_done_callback(_must_not_fail)
@@ -287,6 +324,7 @@ class Node:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
         await asyncio.gather(*(engine.stop(_ENGINE_STOP_S) for engine in self.engines.values()))
+        await self.sampler.stop()
         await self.key_watch.stop()
         await self.spending.stop()
         await self.health.stop()
@@ -411,12 +449,16 @@ class Node:
                     wait_for_memory, self.watch, os.environ.get("CUDA_VISIBLE_DEVICES"), model, clock, _MEMORY_WITHIN_S
                 ),
                 note=noted,
-                on_change=lambda: self.lanes[name].engine_changed(),
+                on_change=lambda: self._engine_changed(name),
                 clock=clock,
                 patience_s=lambda: self.settings.routing.max_wait_s,
                 rng=random.Random(),
             ),
         )
+
+    def _engine_changed(self, name: str) -> None:
+        self.lanes[name].engine_changed()
+        self.engine_histories[name].note(self.engines[name].supervision)
 
     def _life(self, name: str) -> Callable[[], Supervision]:
         return lambda: self.engines[name].supervision
@@ -455,11 +497,50 @@ class Node:
         except SettingsError as error:
             _log.error("%s", error.message)
 
+    def _admin_key(self) -> str:
+        if self._admin_key_kept is None:
+            self._admin_key_kept = admin_key(self.place.folder, self.environ)
+        return self._admin_key_kept
+
+    def _sources(self) -> Sources:
+        return Sources(
+            totals=self.totals,
+            lanes=self.lanes,
+            engines=self.engines,
+            histories=self.engine_histories,
+            providers=lambda: self.providers,
+            gpus=self.watch.state,
+            readiness=self.readiness,
+            ledger=self.ledger.document,
+            strain=self.host_watch.strain,
+            inside=lambda: self.door.inside,
+            budget=lambda: self._budget.latest,
+            clock=time.monotonic,
+            unix_s=time.time,
+        )
+
+    async def _budget_left(self) -> tuple[BudgetWindow, ...] | None:
+        budget, now_us = budget_of(self.settings.budget), wall_us()
+        try:
+            spent = await self.usage.spent(budget, now_us)
+        except SpillwayError:
+            return None
+        return tuple(
+            BudgetWindow(
+                window=each.window,
+                limit_nano_usd=each.limit_nano_usd,
+                spent_nano_usd=each.spent_nano_usd,
+                ends_in_s=seconds_until_next(each.window, now_us),
+            )
+            for each in spent
+        )
+
     async def _probe(self, provider: str, timeout_s: float) -> tuple[str, ...]:
         return await self.gate.probe(provider, timeout_s=timeout_s)
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self.totals.add(outcome)
+        self.decisions.add(outcome)
         self.request_metrics.add(outcome)
         self.rates.settle(outcome)
         self.experience[outcome.model].learn(outcome)

@@ -25,6 +25,7 @@
     │   └── MoreThanAMinute         429  it asks for more tokens than the key has in a whole minute
     ├── KeysUnavailable             503  the keys cannot be read, so nobody unknown is let in
     ├── TooManyConnections          503  the node holds as many as it may
+    ├── TooManyViewers              503  as many watch the dashboard as may
     ├── ShuttingDown                503  the node ends: the request came too late, or took longer than the grace
     ├── HostExhausted               503  memory or file descriptors are used up
     ├── HostStrained                429  they are running short, and the node holds fewer requests meanwhile
@@ -275,6 +276,13 @@ class TooManyConnections(SpillwayError):
 
     status = 503
     code = "too_many_connections"
+
+
+class TooManyViewers(SpillwayError):
+    """As many watch the dashboard's feed as may."""
+
+    status = 503
+    code = "too_many_viewers"
 
 
 class ShuttingDown(SpillwayError):

@@ -146,6 +146,7 @@ async def _run(
     try:
         await server.serve(sockets=[listener])
     finally:
+        node.sampler.end()
         admin.should_exit = True  # only now: how the end goes on can be watched there
         await asyncio.shield(_stop(node, reloader, administering))
     if node.hopeless is not None:
@@ -215,6 +216,7 @@ def _banner(node: Node, listener: socket.socket, admin_listener: socket.socket, 
     lines = [
         f"Spillway listens on http://{host}:{port}/v1",
         f"  admin API: http://{its_host}:{its_port}/admin, key: {key}",
+        f"  dashboard: http://{host}:{port}/",
     ]
     for name, model in node.models.items():
         where = f"engine ({model.local.source})" if name in node.engines and model.local else "no engine here"

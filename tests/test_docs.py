@@ -1,5 +1,6 @@
 """What the documentation says must be what the code does."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,3 +31,11 @@ def test_every_reason_is_explained() -> None:
 
 def test_breaker_is_drawn_as_its_table_says() -> None:
     assert f"```mermaid\n{drawing()}\n```" in (_REPO / "docs" / "cloud.md").read_text()
+
+
+def test_pictures_of_the_docs_are_there_and_small() -> None:
+    for page in (_REPO / "README.md", *sorted((_REPO / "docs").glob("*.md"))):
+        for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text()):
+            picture = page.parent / link
+            assert picture.is_file(), f"{page.name}: {link}"
+            assert picture.stat().st_size < 150_000, f"{page.name}: {link}"

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from node.api.app import error_response, on_bug, on_http_exception, on_our_error
 from node.api.body import Headers
+from node.api.origins import check_host, check_origin
 from node.api.usage_query import parse_usage_query
-from node.errors import AuthenticationFailed, NotFound, PermissionDenied, SpillwayError
+from node.errors import AuthenticationFailed, NotFound, SpillwayError
 from node.store.usage import Question, Report
 from node.store.usage_text import as_document
 
@@ -42,8 +43,8 @@ class AdminParts:
     now_us: Callable[[], int]
 
 
-def build_admin(parts: AdminParts) -> ASGIApp:
-    """The ASGI application behind its guard. Holds no state of its own."""
+def build_admin(parts: AdminParts, dashboard: Sequence[BaseRoute] = (), pages: Collection[str] = ()) -> ASGIApp:
+    """The ASGI application behind its guard. Holds no state of its own. `pages` are the paths that need no key."""
     app = FastAPI(title="Spillway admin", docs_url=None, redoc_url=None, redirect_slashes=False, openapi_url=None)
 
     @app.get("/admin/stats")
@@ -88,60 +89,40 @@ def build_admin(parts: AdminParts) -> ASGIApp:
         change(name)
         return {name: parts.providers()[name]}
 
+    app.router.routes.extend(dashboard)
     app.add_exception_handler(SpillwayError, on_our_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(Exception, on_bug)
-    return _Guard(app, parts.key, parts.host)
+    return _Guard(app, parts.key, parts.host, frozenset(pages))
 
 
 class _Guard:
-    """Lets through who has the key, and no page that a browser here has open.
+    """Lets through who has the key, and no page that a browser here has open. `pages` are let through without one."""
 
-    A foreign page can reach loopback by a name of its own that resolves to it (DNS rebinding): so `Host` has to be an
-    address, `localhost` or the configured name, and `Origin`, which a browser sends with whatever a page does across
-    origins, has to be this very host.
-    """
-
-    def __init__(self, app: ASGIApp, key: str, host: str) -> None:
+    def __init__(self, app: ASGIApp, key: str, host: str, pages: frozenset[str]) -> None:
         self._app = app
         self._digest = hashlib.sha256(key.encode()).digest()
-        self._host = host.lower()
+        self._host = host
+        self._pages = pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            self._check(scope["headers"])
+            if scope["path"] in self._pages:
+                check_host(scope["headers"], self._host, "the admin API")
+            else:
+                check_origin(scope["headers"], self._host, "the admin API")
+                self._check_key(scope["headers"])
         except SpillwayError as error:
             await error_response(error)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _check(self, headers: Headers) -> None:
-        hosts, origins, given = [], [], b""
-        for name, value in headers:
-            if name == b"host":
-                hosts.append(value.decode("latin-1").lower())
-            elif name == b"origin":
-                origins.append(value.decode("latin-1").lower())
-            elif name == b"authorization" and not given:
-                given = value
-        if len(hosts) != 1 or not self._is_ours(hosts[0]):
-            raise PermissionDenied("The admin API is reached by its address or as localhost.", param="host")
-        if any(origin != f"http://{hosts[0]}" for origin in origins):
-            raise PermissionDenied("Pages of other origins do not reach the admin API.", param="origin")
+    def _check_key(self, headers: Headers) -> None:
+        given = next((value for name, value in headers if name == b"authorization"), b"")
         scheme, _, key = given.partition(b" ")
         matches = hmac.compare_digest(hashlib.sha256(key.strip()).digest(), self._digest)
         if scheme.lower() != b"bearer" or not matches:
             raise AuthenticationFailed("Missing or wrong admin key. Send it as `Authorization: Bearer <key>`.")
-
-    def _is_ours(self, host: str) -> bool:
-        bare = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-        if bare in ("localhost", self._host):
-            return True
-        try:
-            ipaddress.ip_address(bare.removeprefix("[").removesuffix("]"))
-        except ValueError:
-            return False
-        return True
 
 
 def _json(document: Document) -> Response:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from node import __version__
@@ -24,7 +24,7 @@ from node.request_id import new_request_id
 _log = logging.getLogger("spillway.api")
 
 
-def build_app(parts: Parts, operator: APIRouter) -> ASGIApp:
+def build_app(parts: Parts, operator: APIRouter, dashboard: Sequence[BaseRoute] = ()) -> ASGIApp:
     """The ASGI application. Holds no state of its own.
 
     The two endpoints that carry the load are reached without FastAPI's seven layers of middleware and routing; it
@@ -34,6 +34,7 @@ def build_app(parts: Parts, operator: APIRouter) -> ASGIApp:
         title="Spillway", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False, openapi_url=None
     )
     app.include_router(operator)
+    app.router.routes.extend(dashboard)
     endpoints = {
         "/v1/chat/completions": (Kind.CHAT, CompletionsEndpoint(parts, parse_chat, Kind.CHAT)),
         "/v1/completions": (Kind.COMPLETION, CompletionsEndpoint(parts, parse_completion, Kind.COMPLETION)),

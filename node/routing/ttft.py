@@ -34,6 +34,10 @@ class ProviderTtft:
         assert found is not None
         return found
 
+    def measured_s(self, now_s: float, share: float) -> float | None:
+        """What `share` of the remembered first tokens do not exceed, however few they are; None without any."""
+        return self._seen.quantile(share) if self._seen.weight_at(now_s) > 0.5 else None
+
     def likely_s(self, now_s: float) -> float:
         """What half of them do not exceed, or the assumption."""
         return self.high_s(now_s, 0.5)

@@ -12,7 +12,9 @@ from node.money import nano_to_usd_text
 
 
 @dataclass(slots=True)
-class _Line:
+class Line:
+    """The sums of some of the requests."""
+
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -20,6 +22,7 @@ class _Line:
     reference_nano_usd: int = 0
 
     def add(self, outcome: Outcome) -> None:
+        """Take in one request."""
         self.requests += 1
         self.spent_nano_usd += outcome.cost_nano_usd
         self.reference_nano_usd += outcome.reference_nano_usd or 0
@@ -28,6 +31,7 @@ class _Line:
             self.completion_tokens += outcome.usage.completion_tokens
 
     def document(self) -> dict[str, Any]:
+        """As JSON-ready values; money in dollars with every digit."""
         return {
             "requests": self.requests,
             "prompt_tokens": self.prompt_tokens,
@@ -46,9 +50,9 @@ def _usd(nano_usd: int) -> msgspec.Raw:
 class Totals:
     """Adds up Outcomes. `reference` is what the same tokens cost at the catalogue's list prices."""
 
-    all: _Line = field(default_factory=_Line)
-    by_backend: dict[str, _Line] = field(default_factory=dict)
-    by_model: dict[str, _Line] = field(default_factory=dict)
+    all: Line = field(default_factory=Line)
+    by_backend: dict[str, Line] = field(default_factory=dict)
+    by_model: dict[str, Line] = field(default_factory=dict)
     by_reason: dict[str, int] = field(default_factory=dict)
     by_ending: dict[str, int] = field(default_factory=dict)
     streamed: int = 0
@@ -57,9 +61,9 @@ class Totals:
     def add(self, outcome: Outcome) -> None:
         """Take in one request."""
         self.all.add(outcome)
-        self.by_model.setdefault(outcome.model, _Line()).add(outcome)
+        self.by_model.setdefault(outcome.model, Line()).add(outcome)
         if outcome.backend is not None:
-            self.by_backend.setdefault(outcome.backend, _Line()).add(outcome)
+            self.by_backend.setdefault(outcome.backend, Line()).add(outcome)
         if outcome.reason is not None:
             self.by_reason[outcome.reason] = self.by_reason.get(outcome.reason, 0) + 1
         self.by_ending[outcome.ending] = self.by_ending.get(outcome.ending, 0) + 1

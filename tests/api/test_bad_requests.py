@@ -491,7 +491,8 @@ async def test_a_bad_prompt_is_400_and_named(node: RunningNode, prompt: Any, par
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/dashboard/nope", 404),
+        ("POST", "/", 405),
         ("GET", "/v1/nope", 404),
         ("POST", "/v1/../admin", 404),
         ("GET", "/v1/../admin/stats", 404),

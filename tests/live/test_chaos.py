@@ -16,7 +16,7 @@ async def test_whatever_fails_every_answer_is_right_or_a_clear_error_and_nothing
     async with world(tmp_path, seed=4) as made:
         node = made.node
         before, old = await node.footprint(), node.engine()
-        told = await campaign(made, seed=4, count=600, kills=1)
+        told = await campaign(made, seed=4, count=900, kills=1)
         await node.engine_ready(HERE, 120.0)
         after = await node.footprint_at_rest(before, within_s=10.0)
         life = await node.supervision(HERE)

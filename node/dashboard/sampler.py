@@ -1,0 +1,172 @@
+"""Looks at everything once a second, for all viewers; each is told as fast as it reads, and never waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, Protocol
+
+from node import __version__
+from node.dashboard.feed import FEED_VERSION, BudgetWindow, DecisionRow, Hello, Now, Point, Tick, event
+from node.dashboard.reader import Reading
+from node.errors import TooManyViewers
+
+_log = logging.getLogger("spillway")
+
+INTERVAL_S: Final = 1.0
+HISTORY_S: Final = 300.0
+MOST_VIEWERS: Final = 64
+_FIRST_DECISIONS: Final = 100
+# The ledger's sums are read from the database, in a thread: not every second.
+_BUDGET_EVERY_S: Final = 5.0
+
+ReadBudget = Callable[[], Awaitable[tuple[BudgetWindow, ...] | None]]
+
+
+class BudgetWatch:
+    """What is left of the node's budget, as of the last look; None while nobody knows."""
+
+    def __init__(self, read: ReadBudget, interval_s: float = _BUDGET_EVERY_S) -> None:
+        self.latest: tuple[BudgetWindow, ...] | None = None
+        self._read = read
+        self._interval_s = interval_s
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            self.latest = await self._read()
+            await asyncio.sleep(self._interval_s)
+
+
+class Looking(Protocol):
+    """What a sampler needs of `node.dashboard.reader.Reader`."""
+
+    def read(self) -> Reading:
+        """What there was since the last time."""
+
+    def now(self) -> Now:
+        """How all stands."""
+
+    def newest(self, count: int) -> tuple[DecisionRow, ...]:
+        """The last decisions, newest first."""
+
+
+class Sampler:
+    """One for all viewers. `reader` is asked once per `interval_s`, and the answer encoded once, if anybody watches."""
+
+    def __init__(
+        self,
+        reader: Looking,
+        budget: BudgetWatch,
+        *,
+        unix_s: Callable[[], float],
+        emulated: bool,
+        interval_s: float = INTERVAL_S,
+    ) -> None:
+        self._reader = reader
+        self._budget = budget
+        self._emulated = emulated
+        self._started_s = unix_s()
+        self._interval_s = interval_s
+        self._history: deque[Point] = deque(maxlen=round(HISTORY_S / interval_s))
+        self._number = 0
+        self._latest = b""
+        self._news = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.viewers = 0
+        self.ended = False
+
+    def start(self) -> None:
+        """Begin to look, on the running loop."""
+        self._tasks = [
+            asyncio.create_task(self._run(), name="dashboard"),
+            asyncio.create_task(self._budget.run(), name="dashboard-budget"),
+        ]
+        for task in self._tasks:
+            task.add_done_callback(_must_not_fail)
+
+    def end(self) -> None:
+        """Tell every viewer that it is over."""
+        self.ended = True
+        self._wake()
+
+    async def stop(self) -> None:
+        """Look no more."""
+        self.end()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def sample(self) -> None:
+        """Look now, and tell whoever watches."""
+        reading = self._reader.read()
+        self._number += 1
+        self._history.append(reading.point)
+        if self.viewers:
+            tick = Tick(
+                number=self._number,
+                point=reading.point,
+                now=reading.now,
+                decisions=reading.decisions,
+                skipped=reading.skipped,
+            )
+            self._latest = event("tick", tick)
+        self._wake()
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One viewer's, for the length of the block. Raises `TooManyViewers`."""
+        if self.viewers >= MOST_VIEWERS:
+            raise TooManyViewers(f"{self.viewers} are watching already, as many as may.")
+        self.viewers += 1
+        try:
+            yield
+        finally:
+            self.viewers -= 1
+
+    async def events(self, *, may_change: bool, ending: Callable[[], bool]) -> AsyncIterator[bytes]:
+        """The feed for one viewer that has a `place`, until the node ends or `ending` says so.
+
+        Whoever takes long over one event gets the newest one next, and not those between: nothing is kept for it.
+        """
+        yield event("hello", self._hello(may_change))
+        while True:
+            news = self._news
+            await news.wait()
+            if self.ended or ending():
+                yield event("bye", {"why": "shutting_down"})
+                return
+            yield self._latest
+
+    def _hello(self, may_change: bool) -> Hello:
+        return Hello(
+            feed=FEED_VERSION,
+            node=__version__,
+            interval_s=self._interval_s,
+            started_s=self._started_s,
+            emulated=self._emulated,
+            may_change=may_change,
+            history=tuple(self._history),
+            now=self._reader.now(),
+            decisions=self._reader.newest(_FIRST_DECISIONS),
+        )
+
+    def _wake(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        due_s = loop.time()
+        while True:
+            due_s = max(due_s + self._interval_s, loop.time())  # after a long pause: not several at once
+            await asyncio.sleep(due_s - loop.time())
+            self.sample()
+
+
+def _must_not_fail(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.error("the dashboard's feed has stopped: its figures stand still", exc_info=error)

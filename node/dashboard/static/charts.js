@@ -1,0 +1,186 @@
+// The charts over the last five minutes, drawn by uPlot (vendor/, MIT). Values under the pointer, else the newest, are
+// in the legend, which is plain HTML: it can be read aloud, copied, and read without telling colours apart.
+
+import { h } from "./dom.js";
+import { number, NONE, perSecond, seconds, share } from "./format.js";
+
+const SPAN_S = 300;
+
+export const PLACES = [
+  ["local_per_s", "Local engine", "--local"],
+  ["premises_per_s", "On the premises", "--premises"],
+  ["cloud_per_s", "Cloud", "--cloud"],
+  ["cache_per_s", "Cache", "--cache"],
+  ["unserved_per_s", "Not answered", "--unserved"],
+];
+const LINES = ["--line-1", "--line-2", "--line-3", "--line-4"];
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+/** One chart in `figure`. `series` is a list of {label, colour, value(point), show}; `stacked` piles them up. */
+class Chart {
+  constructor(figure, { series, format, stacked = false, most = null, least = 1, smooth = 0, empty, label }) {
+    Object.assign(this, { figure, series, format, stacked, most, least, smooth, empty });
+    this.legend = h("ul", { class: "legend" });
+    this.box = h("div", { class: "plot", role: "img", "aria-label": label });
+    this.note = h("p", { class: "empty over", hidden: true });
+    figure.append(this.legend, h("div", { class: "plot-box" }, this.box, this.note));
+    new ResizeObserver(() => this.plot?.setSize(this.size())).observe(this.box);
+  }
+
+  size = () => ({ width: Math.max(120, this.box.clientWidth), height: Math.max(120, this.box.clientHeight) });
+
+  build() {
+    this.plot?.destroy();
+    const axis = {
+      stroke: colour("--faint"), font: `11px ${getComputedStyle(document.body).fontFamily}`,
+      grid: { stroke: colour("--grid"), width: 1 }, ticks: { show: false },
+    };
+    // Drawn from the top of the pile down, each over the one before.
+    const order = this.stacked ? [...this.series].reverse() : this.series;
+    this.plot = new uPlot({
+      ...this.size(), padding: [8, 4, 0, 0], legend: { show: false },
+      cursor: { points: { show: !this.stacked, size: 6 }, drag: { x: false, y: false }, y: false },
+      scales: {
+        x: { range: () => [this.end - SPAN_S, this.end] },
+        y: { range: (_, __, most) => [0, this.most ?? Math.max(niceMost(most || 0), this.least)] },
+      },
+      axes: [
+        { ...axis, size: 26, space: 56, incrs: [60, 120, 300], values: (_, at) => at.map((x) => clockOf(x)) },
+        { ...axis, size: 58, space: 34, values: (_, at) => at.map((y) => this.format(y)) },
+      ],
+      series: [{}, ...order.map((each) => ({
+        label: each.label, stroke: colour(each.colour), width: this.stacked ? 1 : 2, dash: each.dash, spanGaps: Boolean(each.spanGaps),
+        fill: this.stacked ? colour(each.colour) : undefined, points: { show: false },
+      }))],
+      hooks: { setCursor: [(plot) => this.tell(plot.cursor.idx)] },
+    }, this.data, this.box);
+  }
+
+  update(newest, end) {
+    const points = this.smooth ? smoothed(newest, this.smooth, this.series) : newest;
+    this.end = end;
+    this.points = points;
+    const values = this.series.map((each) => points.map((point) => (point === null ? null : each.value(point))));
+    let drawn = values;
+    if (this.stacked) {
+      const sums = points.map(() => 0);
+      drawn = values.map((column) => column.map((value, i) => (value === null ? null : (sums[i] += value)))).reverse();
+    }
+    this.data = [points.map((point, i) => (point === null ? points[i - 1].at_s + 0.01 : point.at_s)), ...drawn];
+    if (this.plot) this.plot.setData(this.data);
+    else this.build();
+    const said = this.empty(values);
+    this.note.hidden = !said;
+    this.note.textContent = said ?? "";
+    this.tell(this.plot.cursor.idx);
+  }
+
+  tell(at) {
+    let point = this.points?.[at ?? this.points.length - 1] ?? null;
+    this.series.forEach((each, i) => {
+      const item = this.legend.children[i] ?? this.legend.appendChild(h("li", {}, h("i", { class: "swatch" }), h("span", { text: each.label }), h("b", {})));
+      item.firstChild.style.background = each.dash ? `repeating-linear-gradient(90deg, var(${each.colour}) 0 4px, transparent 4px 6px)` : `var(${each.colour})`;
+      const value = point === null ? null : each.latest && at === null ? each.latest(this.points) : each.value(point);
+      item.lastChild.textContent = value === null || value === undefined ? NONE : (each.format ?? this.format)(value);
+      item.hidden = Boolean(each.hideWhenNever) && !this.points?.some((one) => one !== null && each.value(one) > 0);
+    });
+  }
+}
+
+const two = (n) => String(n).padStart(2, "0");
+function clockOf(unix) {
+  const at = new Date(unix * 1000);
+  return `${two(at.getHours())}:${two(at.getMinutes())}`;
+}
+
+/** The next of 1, 2, 5, 10, 20 … above `most`. */
+function niceMost(most) {
+  if (most <= 0) return 0;
+  const wanted = most * 1.08;
+  const ten = 10 ** Math.floor(Math.log10(wanted));
+  return ten * [1, 1.5, 2, 3, 4, 5, 6, 8, 10].find((step) => step * ten >= wanted);
+}
+
+/** What holds all charts; `show(points)` draws the last five minutes of them. */
+export function makeCharts($) {
+  const nothing = (message) => (values) => (values.every((column) => column.every((value) => !value)) ? message : null);
+  const last = (pick) => (points) => pick(points.findLast((point) => point !== null && pick(point) !== undefined) ?? {}) ?? null;
+  const charts = [
+    new Chart($("chart-requests"), {
+      label: "Stacked areas: requests answered per second by the local engine, the cloud and the cache",
+      stacked: true, format: perSecond, smooth: 5,
+      series: PLACES.map(([field, label, name]) => ({ label, field, colour: name, value: (point) => point[field] ?? 0, hideWhenNever: field === "premises_per_s" || field === "unserved_per_s" })),
+      empty: nothing("No requests in the last five minutes. Ask something in the playground below."),
+    }),
+    new Chart($("chart-ttft"), {
+      label: "Lines: predicted and measured time to first token in the engine, and the 95th percentile of all streams",
+      format: seconds, least: 0.1,
+      series: [
+        ["predicted_ttft_s", "Predicted here", "--line-1", [6, 4]],
+        ["measured_ttft_s", "Measured here", "--line-1", undefined],
+        ["ttft_p50_s", "All, median", "--line-2", undefined],
+        ["ttft_p95_s", "All, 95 %", "--line-3", undefined],
+      ].map(([field, label, name, dash]) => ({ label, colour: name, dash, spanGaps: true, value: (point) => point[field] ?? null, latest: last((point) => point[field]) })),
+      empty: nothing("No streamed answer in the last five minutes."),
+    }),
+    new Chart($("chart-queue"), {
+      label: "Lines: requests waiting in the node's queue, and sequences running in engines",
+      format: number, least: 4,
+      series: [
+        { label: "Waiting in the queue", colour: "--line-3", value: (point) => sum(point, "queued") ?? 0 },
+        { label: "Running in engines", colour: "--line-1", value: (point) => sum(point, "running") },
+      ],
+      empty: () => null,
+    }),
+  ];
+  let kv = null;
+  let models = "";
+
+  function kvChart(names) {
+    kv?.plot?.destroy();
+    kv?.legend.remove();
+    kv?.box.parentElement.remove();
+    kv = new Chart($("chart-kv"), {
+      label: "Lines: used share of each engine's KV cache",
+      format: share, most: 1,
+      series: names.map((name, i) => ({ label: name, colour: LINES[i % LINES.length], value: (point) => point.models?.[name]?.kv_cache_usage ?? null })),
+      empty: () => (names.length ? null : "No engine here: the cloud serves every model."),
+    });
+  }
+
+  return {
+    show(points, now, end) {
+      const wanted = now.models.filter((model) => model.engine).map((model) => model.name);
+      if (kv === null || models !== wanted.join("\n")) {
+        kvChart(wanted);
+        models = wanted.join("\n");
+      }
+      const gapped = withGaps(points);
+      for (const chart of [...charts, kv]) chart.update(gapped, end);
+    },
+    recolour() {
+      for (const chart of [...charts, kv]) if (chart?.plot) chart.build();
+    },
+  };
+}
+
+function sum(point, field) {
+  const known = Object.values(point.models ?? {}).map((model) => model[field]).filter((value) => value !== undefined);
+  return known.length ? known.reduce((a, b) => a + b, 0) : null;
+}
+
+/** Each point with the mean of the last `count` of every series' field: requests come in ones and twos. */
+function smoothed(points, count, series) {
+  return points.map((point, i) => {
+    if (point === null) return null;
+    const last = points.slice(Math.max(0, i + 1 - count), i + 1).filter((each) => each !== null);
+    const means = series.map(({ field, value }) => [field, last.reduce((all, each) => all + value(each), 0) / last.length]);
+    return { at_s: point.at_s, ...Object.fromEntries(means) };
+  });
+}
+
+/** A hole where seconds are missing: while the page was not connected nothing is known. */
+function withGaps(points) {
+  return points.flatMap((point, i) => (i > 0 && point.at_s - points[i - 1].at_s > 3 ? [null, point] : [point]));
+}
