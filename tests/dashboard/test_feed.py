@@ -109,7 +109,7 @@ async def test_search_finds_a_request_by_its_id_and_refuses_what_it_does_not_kno
     async with emulated() as cloud, running(cloud, tmp_path) as node:
         answers = [await node.chat(max_tokens=3) for _ in range(3)]
         wanted = answers[1].headers["x-request-id"]
-        found = (await node.get(f"/dashboard/decisions?text={wanted[:10].upper()}")).json()
+        found = (await node.get(f"/dashboard/decisions?text={wanted[-10:].upper()}")).json()
         assert [row["request_id"] for row in found["decisions"]] == [wanted]
         assert found["searched"] == 3
         assert (await node.get("/dashboard/decisions?reason=last_moment")).json()["decisions"] == []

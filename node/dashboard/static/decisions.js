@@ -117,6 +117,6 @@ function asRow(row) {
     cell("First token", { class: "n" }, h("span", { class: late ? "late" : "", text: seconds(row.ttft_s) }), h("small", { text: row.ttft_s === undefined ? (row.ending === "done" ? "not streamed" : "") : `of ${seconds(row.ttft_budget_s)}` })),
     cell("Tokens", { class: "n", text: tokens }),
     cell("Price", { class: "n", text: dollars(row.cost_nano_usd ?? 0) }),
-    cell("Request", { class: "id" }, h("code", { title: row.request_id, text: row.request_id.slice(0, 12) }), h("small", { text: `${row.model} · ${row.tenant}` })),
+    cell("Request", { class: "id" }, h("code", { title: row.request_id, text: `…${row.request_id.slice(-10)}` }), h("small", { text: `${row.model} · ${row.tenant}` })),
   );
 }
