@@ -147,6 +147,44 @@ def test_item_that_costs_more_than_was_reserved_is_no_orphan_of_ours(tmp_path: P
     assert "2 billed, not ours, 1 orphan, not billed" in differences_text(found)
 
 
+def test_id_that_is_billed_twice_is_a_duplicate_and_settles_no_orphan(tmp_path: Path) -> None:
+    rows = [cloud_row(), orphan("alice")]
+    found = compare(tmp_path, rows, [item(2, id="theirs"), item(3, id="theirs")])
+    assert [(match.item.line, match.ours.id) for match in found.matches] == [(2, rows[0]["id"])]
+    assert [each.line for each in found.duplicates] == [3]
+    assert "1 billed again, not ours, 1 orphan, not billed" in differences_text(found)
+    assert found.billed_nano_usd == 260
+
+
+def test_row_with_our_id_is_never_laid_to_another_requests_orphan(tmp_path: Path) -> None:
+    rows = [cloud_row(request_id="r3"), orphan("alice")]
+    found = compare(tmp_path, rows, [item(2, id="r3"), item(3, id="r3.1")])
+    assert [(match.item.line, match.ours.id) for match in found.matches] == [(2, "r3.1")]
+    assert [each.line for each in found.unknown] == [3]
+
+
+def test_request_id_stands_once_for_each_attempt(tmp_path: Path) -> None:
+    rows = [cloud_row(request_id="r4"), cloud_row(request_id="r4", id="r4.2", prompt_tokens=9)]
+    found = compare(tmp_path, rows, [item(2, id="r4", prompt_tokens=9), item(3, id="r4"), item(4, id="r4")])
+    assert [(match.item.line, match.ours.id) for match in found.matches] == [(2, "r4.2"), (3, "r4.1")]
+    assert [each.line for each in found.duplicates] == [4]
+
+
+@pytest.mark.parametrize(("seconds", "found"), [(-119, Sureness.LIKELY), (-121, None)])
+def test_row_from_before_the_call_began_is_not_its_bill(tmp_path: Path, seconds: int, found: Sureness | None) -> None:
+    early = compare(tmp_path, [orphan("alice")], [item(at_us=AT_US + seconds * SECOND_US)])
+    assert [match.sureness for match in early.matches] == ([] if found is None else [found])
+
+
+def test_row_with_far_too_short_a_prompt_is_guessed_at_only_where_no_better_one_is_there(tmp_path: Path) -> None:
+    long = orphan("alice", prompt_bytes=40_000)
+    short = item(2, prompt_tokens=100)
+    assert [match.sureness for match in compare(tmp_path, [long], [short]).matches] == [Sureness.GUESS]
+    better = item(3, prompt_tokens=9_000, at_us=AT_US + 2 * SECOND_US)
+    found = compare(tmp_path / "2", [long], [short, better])
+    assert [(match.item.line, match.sureness) for match in found.matches] == [(3, Sureness.LIKELY)]
+
+
 def test_any_shuffled_statement_of_our_own_rows_agrees(tmp_path: Path) -> None:
     rng = random.Random(5)
     rows = [
