@@ -312,11 +312,11 @@ class _Table:
         until_us = each.at_us + LONGEST_US
         if each.ended_us is not None:
             until_us = min(until_us, each.ended_us)
-        return each.at_us - self._slack_us <= item.at_us <= until_us + self._slack_us
+        return each.at_us - self._slack_us <= item.at_us + item.within_us and item.at_us <= until_us + self._slack_us
 
     def _apart_us(self, item: Item, each: Ours) -> int:
         """Bills are dated at the end of a call, or at its beginning."""
         if item.at_us is None:
             return 0
         moments = (each.at_us, each.at_us if each.ended_us is None else each.ended_us)
-        return min(abs(item.at_us - moment) for moment in moments)
+        return min(abs(moment - min(max(moment, item.at_us), item.at_us + item.within_us)) for moment in moments)

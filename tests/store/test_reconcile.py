@@ -244,7 +244,9 @@ def test_statement_is_read_whatever_its_columns_are_called(
         ("id,cost_usd\nx,-1\n", "line 2: not an amount that a call can cost: '-1'"),
         ("id,cost_usd\nx,NaN\n", "line 2: not an amount"),
         ("id,cost_usd\nx\n", "line 2: 1 columns where the header has 2"),
-        ("id,cost_usd,time\nx,1,soon\n", "line 2: not a time: 'soon'"),
+        ("id,cost_usd,time\nx,1,soon\n", "line 2: not a time: 'soon'; taken are a day (2026-11-29), ISO 8601"),
+        ("id,cost_usd,date\nx,1,20261129\n", "line 2: not a time: '20261129'; taken are a day"),
+        ("id,cost_usd,date\nx,1,29.11.2026\n", "line 2: not a time: '29.11.2026'; taken are a day"),
         ("id,cost_usd,currency\nx,1,CNY\n", "line 2: not in dollars; convert it first"),
         ("id,cost_usd,num_model_requests\nx,1,7\n", "line 2: sums up several calls"),
     ],
@@ -253,6 +255,31 @@ def test_statement_that_cannot_be_read_is_refused_by_line(statement: Write, text
     with pytest.raises(SettingsError, match=r"statement\.csv") as refused:
         read_statement(statement(text), {})
     assert said in refused.value.message
+
+
+def test_day_alone_stands_for_any_time_of_it(tmp_path: Path, statement: Write) -> None:
+    hour = 3600 * SECOND_US
+    rows = [
+        cloud_row(at_us=AT_US + 23 * hour, ended_us=AT_US + 23 * hour + SECOND_US),
+        cloud_row(at_us=AT_US + 26 * hour, ended_us=AT_US + 26 * hour + SECOND_US),
+    ]
+    text = "date,model,prompt_tokens,completion_tokens,cost_nano_usd\n2026-11-29,gpt-4.1,100,20,130\n"
+    found = compare(tmp_path, rows, read_statement(statement(text), {}))
+    assert [(match.ours.id, match.sureness) for match in found.matches] == [(rows[0]["id"], Sureness.SURE)]
+
+
+def test_command_looks_at_all_of_a_day_that_stands_alone(
+    tmp_path: Path, statement: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at_us = AT_US + 22 * 3600 * SECOND_US
+    with ledger(tmp_path / "data", cloud_row(at_us=at_us, ended_us=at_us)):
+        pass
+    config = tmp_path / "spillway.yaml"
+    config.write_text(f"store: {{folder: {tmp_path / 'data'}}}\n")
+    bill = statement("date,model,prompt_tokens,completion_tokens,cost_nano_usd\n2026-11-29,gpt-4.1,100,20,130\n")
+    line = ["usage", "--config", str(config), "reconcile", str(bill), "--provider", "holysheep"]
+    assert cli.main(line) == 0
+    assert "calls found: 1 (1 by model, tokens and time, no other possible)" in capsys.readouterr().out
 
 
 async def test_emulators_own_bill_agrees_with_the_ledger_and_tells_what_was_cut(
