@@ -28,7 +28,7 @@ from node.api.door import Door
 from node.api.operator import OperatorParts, operator_router
 from node.api.rates import RateLimits
 from node.audit.refusals import refusal_row
-from node.caller import budget_of
+from node.caller import budget_of, caller_of
 from node.catalogue import LocalModel, Model
 from node.catalogue_files import default_models_dir, load_catalogue, with_engine_args
 from node.cloud.config import AnswerClocks, ProviderConfig
@@ -53,7 +53,9 @@ from node.dispatch.sharing import Sharing
 from node.dispatch.standing import OPERATOR, Standing
 from node.errors import SettingsError, SpillwayError
 from node.guard import SocketGuard
+from node.key_promises import unkept_promise
 from node.key_watch import KeyWatch, check_keys
+from node.keys_list import keys_document
 from node.local.arguments import is_folder, is_self_contained
 from node.local.counts import EngineCounts
 from node.local.engine import LocalEngine
@@ -299,6 +301,10 @@ class Node:
         keys = self.key_watch.read()
         check_keys(self.settings.listen.host, self.settings.keys, keys, wall_us())
         self.key_watch.take_up(keys)
+        good = [each.caller for each in keys.stored or () if each.is_good(wall_us())]
+        for caller in (*map(caller_of, self.settings.keys), *dict.fromkeys(good)):
+            if (promise := unkept_promise(caller, self.settings, self.models)) is not None:
+                _log.warning("%s", promise)
 
     async def start(self) -> None:
         """Begin to write the ledger, to watch the GPU and to load the engines; returns at once."""
@@ -396,8 +402,7 @@ class Node:
 
     async def keys(self) -> dict[str, Any]:
         """The callers' keys, of the settings and of the ledger, without what could be used as one."""
-        settings = [{"id": None, "name": key.name, "residency": key.residency} for key in self.settings.keys]
-        return {"settings": settings, "ledger": await self.usage.keys()}
+        return keys_document(await self.usage.keys(), self.settings.keys, wall_us())
 
     def _isolate(self, provider: str) -> None:
         self.providers.isolate(provider, time.monotonic())

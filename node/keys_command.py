@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +20,7 @@ from node.settings import LEAST_PRIORITY, MOST_PRIORITY, Settings
 
 if TYPE_CHECKING:
     from node.caller import Caller
+    from node.catalogue import Model
     from node.store.keys import KeyStore
 
 _DESCRIPTION = """\
@@ -94,6 +95,7 @@ def run(options: argparse.Namespace, settings: Settings, *, emulated: bool) -> i
     from node.store.keys import KeyRefused, SqlKeyStore
 
     caller = _caller(options, settings) if options.action == "create" else None
+    promise = None if caller is None else _unkept(caller, settings)
     grace_us = _microseconds("--grace", options.grace) if options.action == "rotate" else 0
     place = place_of(data_folder(settings.store.folder, os.environ), settings.store.url, emulated=emulated)
     database = Database(place)
@@ -108,6 +110,8 @@ def run(options: argparse.Namespace, settings: Settings, *, emulated: bool) -> i
         elif caller is not None:
             print(store.create(caller))
             _say(f"{caller.tenant}: this is the only time the key is shown")
+            if promise is not None:
+                _say(f"warning: {promise}")
         else:
             print(store.rotate(options.name, grace_us))
             ends = f"stays good until {moment(_now_us() + grace_us)}" if grace_us else "is no longer good"
@@ -154,11 +158,23 @@ def _caller(options: argparse.Namespace, settings: Settings) -> Caller:
 def _models(named: Sequence[str] | None, settings: Settings) -> frozenset[str] | None:
     if named is None:
         return None
-    known = load_catalogue([default_models_dir(), *(Path(folder) for folder in settings.catalogue)]).models
+    known = _catalogue(settings)
     for name in named:
         if name not in known:
             raise SettingsError(f"--model: there is no {name!r} in the catalogue; it has {', '.join(sorted(known))}")
     return frozenset(named)
+
+
+def _unkept(caller: Caller, settings: Settings) -> str | None:
+    from node.key_promises import unkept_promise
+
+    if caller.models is None and caller.residency is Residency.ANY:
+        return None
+    return unkept_promise(caller, settings, _catalogue(settings))
+
+
+def _catalogue(settings: Settings) -> Mapping[str, Model]:
+    return load_catalogue([default_models_dir(), *(Path(folder) for folder in settings.catalogue)]).models
 
 
 def _count(option: str, text: str | None) -> int | None:

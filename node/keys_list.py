@@ -1,4 +1,4 @@
-"""What ``spillway keys list`` prints: every key and its rights, as a table or as JSON. No secret is known here."""
+"""Every key and its rights, as ``spillway keys list`` and the admin API show them. No secret is known here."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _HEADINGS = ("NAME", "KEY", "STATE", "RESIDENCY", "MODELS", "BUDGET", "PER MINUT
 
 def write_list(stored: Sequence[StoredKey], settings: Sequence[KeySettings], now_us: int, *, as_json: bool) -> None:
     """Print the keys of the database, then those of the settings."""
-    documents = [_document(each.caller, each, now_us) for each in stored]
-    documents += [_document(caller_of(key), None, now_us) for key in settings]
+    lists = keys_document(stored, settings, now_us)
+    documents = lists["ledger"] + lists["settings"]
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(documents), indent=2).decode())
         return
@@ -30,6 +30,16 @@ def write_list(stored: Sequence[StoredKey], settings: Sequence[KeySettings], now
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def keys_document(
+    stored: Sequence[StoredKey], settings: Sequence[KeySettings], now_us: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Every key as a document, those of the database under ``ledger``, those of the settings under ``settings``."""
+    return {
+        "settings": [_document(caller_of(key), None, now_us) for key in settings],
+        "ledger": [_document(each.caller, each, now_us) for each in stored],
+    }
 
 
 def _document(caller: Caller, key: StoredKey | None, now_us: int) -> dict[str, Any]:

@@ -41,7 +41,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--by", nargs="+", action="extend", choices=list(Part), default=[], metavar="PART", help=", ".join(Part)
+        "--by",
+        nargs="+",
+        action="extend",
+        choices=[part.value for part in Part],
+        default=[],
+        metavar="PART",
+        help=", ".join(Part),
     )
     add_period(parser)
     parser.add_argument("--key", metavar="NAME", help="one caller only")
@@ -123,10 +129,10 @@ def run(options: argparse.Namespace, settings: Settings, *, configured: bool) ->
 def _reconcile(options: argparse.Namespace, settings: Settings, *, configured: bool) -> int:
     items = read_statement(options.statement, _columns(options.column))
     since, until = period(options)
-    times = [item.at_us for item in items if item.at_us is not None]
-    if times:
-        since = min(times) if since is None else since
-        until = max(times) + 1 if until is None else until
+    timed = [(item.at_us, item.within_us) for item in items if item.at_us is not None]
+    if timed:
+        since = min(at_us for at_us, _ in timed) if since is None else since
+        until = max(at_us + within_us for at_us, within_us in timed) + 1 if until is None else until
     if not 0 <= options.slack_s <= 1e6:
         raise SettingsError("--slack-s: expected seconds from 0 on")
     slack_us = round(options.slack_s * 1e6)

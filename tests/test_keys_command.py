@@ -82,3 +82,32 @@ def test_mistake_is_one_line_and_changes_nothing(
     assert said in wrong.err
     keys(config, "list --json")
     assert capsys.readouterr().out == before
+
+
+@pytest.mark.parametrize(
+    ("line", "warned"),
+    [
+        ("create app", None),
+        ("create clinic --residency premises", "key clinic: it is pinned to the premises, where nothing serves it"),
+        ("create other --model qwen3-8b", "key other: not served here: qwen3-8b (models: demo)"),
+        ("create app --model demo", None),
+    ],
+)
+def test_key_that_promises_what_the_node_cannot_do_is_made_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, warned: str | None
+) -> None:
+    file = tmp_path / "spillway.yaml"
+    file.write_text(
+        f"store: {{folder: {tmp_path / 'data'}}}\ncloud_only: true\nproviders: {{holysheep: {{}}}}\nmodels: [demo]\n"
+    )
+    assert keys(file, line) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("sk-spw-")
+    warnings = [each for each in said.err.splitlines() if each.startswith("warning: ")]
+    assert len(warnings) == (warned is not None)
+    assert warned is None or warnings[0].startswith(f"warning: {warned}")
+
+
+def test_pin_is_no_cause_for_a_warning_where_an_engine_serves(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert keys(config, "create clinic --residency premises") == 0
+    assert "warning" not in capsys.readouterr().err

@@ -17,7 +17,6 @@ from node.store.schema import AuditEvent, audit
 _PAGE: Final = 2000
 _EVENTS: Final = frozenset(event.value for event in AuditEvent)
 COLUMNS: Final = ("at", *audit.columns.keys())
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +129,3 @@ def _iso(at_us: int) -> str:
     seconds, microseconds = divmod(at_us, 1_000_000)
     moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=microseconds)
     return moment.isoformat(timespec="microseconds")
-
-
-def us_of(moment: datetime) -> int:
-    """Microseconds since 1970; a moment without a zone is in UTC."""
-    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    span = aware - _EPOCH
-    return (span.days * 86_400 + span.seconds) * 1_000_000 + span.microseconds

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 
 from node.errors import SettingsError
@@ -16,6 +15,7 @@ from node.settings import Settings
 from node.store.audit import Head
 from node.store.database import Database, StoreUnavailable, data_folder, place_of
 from node.store.schema import AuditEvent
+from node.usage_command import add_period, period
 
 _HEAD = re.compile(r"(?P<seq>[0-9]{1,18}):(?P<hash>[0-9a-f]{64})")
 
@@ -42,8 +42,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         description="Write the rows of the chain, all or those chosen, in its order.",
     )
     export.add_argument("--format", choices=("csv", "jsonl"), default="csv")
-    export.add_argument("--since", type=_moment, metavar="TIME", help="ISO 8601, UTC unless it says otherwise")
-    export.add_argument("--until", type=_moment, metavar="TIME", help="the first moment that is not in it any more")
+    add_period(export)
     export.add_argument("--key", metavar="NAME", help="rows of this key only")
     export.add_argument("--provider", metavar="NAME", help="rows about this provider only")
     export.add_argument("--event", choices=[event.value for event in AuditEvent], help="rows that say this only")
@@ -84,11 +83,12 @@ def run(options: argparse.Namespace, settings: Settings, *, emulated: bool) -> i
 
 
 def _export(options: argparse.Namespace, database: Database) -> int:
-    from node.audit.chain import Choice, us_of, write_csv, write_jsonl
+    from node.audit.chain import Choice, write_csv, write_jsonl
 
+    since, until = period(options)
     choice = Choice(
-        since_us=None if options.since is None else us_of(options.since),
-        until_us=None if options.until is None else us_of(options.until),
+        since_us=since,
+        until_us=until,
         caller=options.key,
         provider=options.provider,
         event=None if options.event is None else AuditEvent(options.event),
@@ -119,7 +119,7 @@ def _prove(settings: Settings) -> int:
 @contextmanager
 def _database(settings: Settings, *, emulated: bool) -> Iterator[Database]:
     place = place_of(data_folder(settings.store.folder, os.environ), settings.store.url, emulated=emulated)
-    if place.file is not None and not place.file.exists():
+    if place.file is not None and not place.file.exists() and not place.file.with_suffix(".id").exists():
         raise SettingsError(f"there is no {place.file}: no node has recorded anything there yet")
     database = Database(place)
     try:
@@ -134,10 +134,3 @@ def _head(text: str) -> Head:
     if match is None:
         raise argparse.ArgumentTypeError("expected SEQ:HASH as `spillway audit verify` prints it")
     return Head(int(match["seq"]), match["hash"])
-
-
-def _moment(text: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a time like 2026-11-30 or 2026-11-30T12:00, got {text!r}") from None

@@ -151,6 +151,8 @@ class Database:
                 if not inspect(connection).has_table("calls"):
                     raise StoreUnavailable(f"{self._name} is empty: no node has kept its ledger there yet")
         except FileNotFoundError as error:
+            if self._file is not None and self._file.with_suffix(".id").exists():
+                raise StoreUnavailable(_gone(self._file)) from error
             raise StoreUnavailable(f"there is no ledger in {self.place.folder} yet") from error
         except OSError as error:
             raise StoreUnavailable(f"{self.place.folder}: {error.strerror or error}") from error
@@ -164,10 +166,7 @@ class Database:
         marker = file.with_suffix(".id")
         if not file.exists():
             if marker.exists():
-                raise StoreUnavailable(
-                    f"{file} is gone, and what was spent with it. Put it back from a backup; to begin again at zero, "
-                    f"remove {marker}"
-                )
+                raise StoreUnavailable(_gone(file))
             os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             flush_folder(file.parent)  # before anything says that it was there
         self._inode = file.stat().st_ino
@@ -270,6 +269,13 @@ def check_file(path: Path) -> None:
                 raise SettingsError(f"{path}: is not a ledger of Spillway's")
     except sqlite3.Error as error:
         raise SettingsError(f"{path}: {error}") from error
+
+
+def _gone(file: Path) -> str:
+    return (
+        f"{file} is gone, and what was spent with it. Put it back: spillway ledger restore BACKUP; to begin again at "
+        f"zero, remove {file.with_suffix('.id')}"
+    )
 
 
 def _damaged(file: Path) -> str:

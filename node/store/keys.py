@@ -119,7 +119,7 @@ class SqlKeyStore:
 
     def all(self) -> tuple[StoredKey, ...]:
         """Every key there ever was."""
-        stored = tuple(_stored(row) for row in self._read(select(keys).order_by(keys.c.name, keys.c.created_us)))
+        stored = tuple(stored_key(row) for row in self._read(select(keys).order_by(keys.c.name, keys.c.created_us)))
         if stored:
             with suppress(OSError):  # made elsewhere, with the same PostgreSQL; tried again the next time
                 self._note_that_there_are_keys()
@@ -207,7 +207,8 @@ def _rights(caller: Caller) -> dict[str, Any]:
     }
 
 
-def _stored(row: RowMapping) -> StoredKey:
+def stored_key(row: RowMapping) -> StoredKey:
+    """The key that a row of the table `keys` holds."""
     models, ttft_budget_ms = row["models"], row["ttft_budget_ms"]
     return StoredKey(
         id=row["id"],

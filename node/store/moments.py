@@ -26,7 +26,7 @@ def since_us(text: str, now_us: int) -> int:
 def until_us(text: str, now_us: int) -> int:
     """Where a period ends, itself not included; a day alone is included to its end. Raises `InvalidRequest`."""
     moment_us = _moment_us("until", text, now_us)
-    return moment_us + DAY_US if _is_day(text) else moment_us
+    return moment_us + DAY_US if is_day(text) else moment_us
 
 
 def moment_of(us: int) -> datetime:
@@ -60,7 +60,8 @@ def _moment_us(name: str, text: str, now_us: int) -> int:
         ) from None
 
 
-def _is_day(text: str) -> bool:
+def is_day(text: str) -> bool:
+    """Whether it is a day alone."""
     try:
         date.fromisoformat(text.strip())
     except ValueError:

@@ -4,14 +4,16 @@
  2. By model, tokens and time: the item nearest in time to a call with the very same tokens. `SURE` where no other call
     could be meant, `LIKELY` where several could: then the totals are right, and two equal calls may be exchanged.
  3. By model and time, for calls whose tokens the provider has not told us (orphaned, cut): within what was reserved,
-    and no more prompt than was sent. `LIKELY` where it can be one caller's calls only, else `GUESS`.
+    and no more prompt than was sent. `LIKELY` where it can be one caller's calls only, else `GUESS`; and `GUESS` where
+    the prompt is far shorter than what was sent.
 
-A guess is shown and never written.
+A guess is shown and never written. An item whose id was billed before in the same statement is a duplicate, and never
+laid to a call.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,6 +30,8 @@ SLACK_US: Final = 120_000_000
 LONGEST_US: Final = 3_600_000_000
 # Rendering adds tokens to a prompt that nobody sees.
 _PROMPT_SLACK_TOKENS: Final = 1024
+# Text has three to six bytes per token in any tongue; a prompt with fewer tokens than this allows was another one.
+_MOST_BYTES_PER_TOKEN: Final = 16
 
 
 class Sureness(StrEnum):
@@ -43,6 +47,7 @@ class Difference(StrEnum):
     """What is to be looked at."""
 
     UNKNOWN = "billed, not ours"
+    DUPLICATE = "billed again, not ours"
     UNBILLED = "ours, not billed"
     AMOUNT = "other amount"
     ORPHAN = "orphan, billed"
@@ -96,12 +101,14 @@ class Reconciliation:
 
     matches: tuple[Match, ...]
     unknown: tuple[Item, ...]
+    duplicates: tuple[Item, ...]
     unbilled: tuple[Ours, ...]
 
     @property
     def billed_nano_usd(self) -> int:
         """What the statement comes to."""
-        return sum(each.item.nano_usd for each in self.matches) + sum(each.nano_usd for each in self.unknown)
+        not_ours = (*self.unknown, *self.duplicates)
+        return sum(each.item.nano_usd for each in self.matches) + sum(each.nano_usd for each in not_ours)
 
     @property
     def charged_nano_usd(self) -> int:
@@ -132,6 +139,7 @@ def reconcile(
     return Reconciliation(
         tuple(sorted(table.matches, key=lambda match: match.item.line)),
         tuple(sorted(table.items.values(), key=lambda item: item.line)),
+        tuple(table.duplicates),
         tuple(
             each
             for each in table.ours.values()
@@ -191,6 +199,10 @@ class _Table:
     def __init__(self, items: Sequence[Item], ours: Sequence[Ours], slack_us: int) -> None:
         self.items = {item.line: item for item in items}
         self.ours = {each.id: each for each in ours}
+        self._request_of = {each.id: each.request_id for each in ours} | {
+            each.request_id: each.request_id for each in ours
+        }
+        self.duplicates = self._without_duplicates()
         self.matches: list[Match] = []
         self._slack_us = slack_us
         names = sorted({each.served_model for each in ours}, key=len, reverse=True)
@@ -200,6 +212,19 @@ class _Table:
             for model in {item.model for item in items}
             if model is not None
         }
+
+    def _without_duplicates(self) -> list[Item]:
+        """Takes out items whose id was billed before. A request's own id may stand once per attempt of it."""
+        attempts = Counter(each.request_id for each in self.ours.values() if each.state != State.RELEASED)
+        seen: Counter[str] = Counter()
+        duplicates = []
+        for item in sorted(self.items.values(), key=lambda item: item.line):
+            if item.id is None:
+                continue
+            seen[item.id] += 1
+            if seen[item.id] > max(1, attempts[item.id]):
+                duplicates.append(self.items.pop(item.line))
+        return duplicates
 
     def by_id(self) -> None:
         requests: dict[str, list[Ours]] = defaultdict(list)
@@ -224,21 +249,30 @@ class _Table:
         self._pair(key_of_item, key_of_ours, lambda item, each: True, lambda several: Sureness.LIKELY)
 
     def by_time(self) -> None:
-        def fits(item: Item, each: Ours) -> bool:
+        def can_be(item: Item, each: Ours) -> bool:
             return item.nano_usd <= each.reserved_nano_usd and (
                 item.prompt_tokens is None or item.prompt_tokens <= each.prompt_bytes + _PROMPT_SLACK_TOKENS
+            )
+
+        def fits(item: Item, each: Ours) -> bool:
+            return can_be(item, each) and (
+                item.prompt_tokens is None or item.prompt_tokens * _MOST_BYTES_PER_TOKEN >= each.prompt_bytes
             )
 
         def key_of_item(item: Item) -> Any:
             return None if item.at_us is None else self._model.get(item.model or "")
 
+        def key_of_ours(each: Ours) -> Any:
+            return each.served_model if each.has_own_count else None
+
         self._pair(
             key_of_item,
-            lambda each: each.served_model if each.has_own_count else None,
+            key_of_ours,
             fits,
             lambda several: Sureness.LIKELY if len({each.caller for each in several}) == 1 else Sureness.GUESS,
             alone=Sureness.LIKELY,
         )
+        self._pair(key_of_item, key_of_ours, can_be, lambda several: Sureness.GUESS, alone=Sureness.GUESS)
 
     def _pair(
         self,
@@ -254,7 +288,9 @@ class _Table:
                 candidates[key].append(each)
         for item in sorted(self.items.values(), key=lambda item: item.at_us or 0):
             here = candidates.get(key_of_item(item), [])
-            able = [each for each in here if self._in_time(item, each) and fits(item, each)]
+            able = [
+                each for each in here if self._may_name(item, each) and self._in_time(item, each) and fits(item, each)
+            ]
             if not able:
                 continue
             left = [each for each in able if each.id in self.ours]
@@ -266,17 +302,21 @@ class _Table:
         self.matches.append(Match(item, each, sureness))
         del self.items[item.line], self.ours[each.id]
 
+    def _may_name(self, item: Item, each: Ours) -> bool:
+        """An item with an id of ours is one of that request's attempts, and no other's."""
+        return item.id is None or self._request_of.get(item.id, each.request_id) == each.request_id
+
     def _in_time(self, item: Item, each: Ours) -> bool:
         if item.at_us is None:
             return True
         until_us = each.at_us + LONGEST_US
         if each.ended_us is not None:
             until_us = min(until_us, each.ended_us)
-        return each.at_us - self._slack_us <= item.at_us <= until_us + self._slack_us
+        return each.at_us - self._slack_us <= item.at_us + item.within_us and item.at_us <= until_us + self._slack_us
 
     def _apart_us(self, item: Item, each: Ours) -> int:
         """Bills are dated at the end of a call, or at its beginning."""
         if item.at_us is None:
             return 0
         moments = (each.at_us, each.at_us if each.ended_us is None else each.ended_us)
-        return min(abs(item.at_us - moment) for moment in moments)
+        return min(abs(moment - min(max(moment, item.at_us), item.at_us + item.within_us)) for moment in moments)

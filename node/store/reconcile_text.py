@@ -70,6 +70,8 @@ def _rows(found: Reconciliation) -> Iterator[tuple[str, ...]]:
             yield _row(match.difference, match.item, match.ours, match.sureness)
     for item in found.unknown:
         yield _row(Difference.UNKNOWN, item, None, "")
+    for item in found.duplicates:
+        yield _row(Difference.DUPLICATE, item, None, "")
     for ours in found.unbilled:
         orphan = ours.state == State.ORPHANED
         yield _row(Difference.ORPHAN_UNBILLED if orphan else Difference.UNBILLED, None, ours, "")

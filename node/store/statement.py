@@ -1,7 +1,7 @@
 """A provider's statement as items: one CSV row per call, whatever the provider calls its columns.
 
     id        id, request_id, call_id, completion_id, response_id, generation_id
-    time      time, timestamp, at_s, created, created_at, date, start_time, start_time_iso   ISO (UTC), or Unix s or ms
+    time      time, timestamp, at_s, created, created_at, date, start_time, start_time_iso   a day, ISO, Unix s or ms
     model     model, model_name, model_id
     input     prompt_tokens, input_tokens, tokens_in
     output    completion_tokens, output_tokens, tokens_out
@@ -25,10 +25,12 @@ from typing import Final
 
 from node.errors import SettingsError
 from node.money import NANO_PER_USD
-from node.store.moments import us_of
+from node.store.moments import DAY_US, is_day, us_of
 
 _MOST_NANO_USD: Final = 10**18
 _MILLISECONDS_FROM: Final = 10**11
+# Less, as seconds, is before 1974: it is something else, such as 20261129.
+_SECONDS_FROM: Final = 10**8
 
 
 class Field(StrEnum):
@@ -59,7 +61,10 @@ _CURRENCIES: Final = ("currency", "amount_currency")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One billed call; None for what the statement does not say. `line` is its line in the file."""
+    """One billed call; None for what the statement does not say. `line` is its line in the file.
+
+    It was at `at_us`, or within `within_us` after it where the statement has only the day.
+    """
 
     line: int
     id: str | None
@@ -68,6 +73,7 @@ class Item:
     prompt_tokens: int | None
     completion_tokens: int | None
     nano_usd: int
+    within_us: int = 0
 
 
 def read_statement(path: Path, columns: Mapping[Field, str]) -> list[Item]:
@@ -136,6 +142,7 @@ def _items(path: Path, reader: Iterator[list[str]], places: Mapping[Field, int],
                 prompt_tokens=_tokens(texts.get(Field.INPUT)),
                 completion_tokens=_tokens(texts.get(Field.OUTPUT)),
                 nano_usd=_amount(texts[Field.AMOUNT], in_nano=in_nano),
+                within_us=DAY_US - 1 if is_day(texts.get(Field.TIME, "")) else 0,
             )
         except ValueError as error:
             raise SettingsError(f"{path}, line {line}: {error}") from error
@@ -170,7 +177,14 @@ def _moment(text: str | None) -> int | None:
         try:
             return us_of(datetime.fromisoformat(text))
         except (ValueError, OverflowError):
-            raise ValueError(f"not a time: {text[:40]!r}") from None
-    if not 0 <= number < 10**15:
-        raise ValueError(f"not a time: {text[:40]!r}")
+            raise ValueError(_not_a_time(text)) from None
+    if not _SECONDS_FROM <= number < 10**15:
+        raise ValueError(_not_a_time(text))
     return int(number * (1_000 if number >= _MILLISECONDS_FROM else 1_000_000))
+
+
+def _not_a_time(text: str) -> str:
+    return (
+        f"not a time: {text[:40]!r}; taken are a day (2026-11-29), ISO 8601 (2026-11-29T13:00:05Z; UTC if no zone is "
+        "named), Unix seconds and milliseconds"
+    )

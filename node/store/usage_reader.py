@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from sqlalchemy import Connection, select
 
@@ -15,7 +15,7 @@ from node.money import Budget
 from node.routing.values import Reason
 from node.store.admission import NODE, Room
 from node.store.database import Database, Place, StoreUnavailable
-from node.store.moments import moment_of
+from node.store.keys import StoredKey, stored_key
 from node.store.schema import keys
 from node.store.usage import Question, Report, read_usage
 from node.store.windows import hour_of, windows
@@ -51,8 +51,8 @@ class UsageReader:
         """What was used."""
         return await self._read(lambda connection: read_usage(connection, question))
 
-    async def keys(self) -> list[dict[str, Any]]:
-        """The keys of the ledger as documents, without what could be used as one."""
+    async def keys(self) -> list[StoredKey]:
+        """The keys of the ledger."""
         return await self._read(_keys)
 
     async def spent(self, budget: Budget, now_us: int) -> tuple[WindowSpent, ...]:
@@ -106,14 +106,6 @@ class UsageReader:
             self._database = None
 
 
-def _keys(connection: Connection) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": row.id,
-            "name": row.name,
-            "residency": row.residency,
-            "created": moment_of(row.created_us).isoformat(),
-            "expires": None if row.expires_us is None else moment_of(row.expires_us).isoformat(),
-        }
-        for row in connection.execute(select(keys).order_by(keys.c.name, keys.c.created_us))
-    ]
+def _keys(connection: Connection) -> list[StoredKey]:
+    query = select(keys).order_by(keys.c.name, keys.c.created_us)
+    return [stored_key(row) for row in connection.execute(query).mappings()]

@@ -10,6 +10,7 @@ import pytest
 
 from node.api.admin import AdminParts, build_admin
 from node.errors import SettingsError
+from node.keys_list import keys_document
 from node.store.admin_key import admin_key
 from node.store.database import place_of
 from node.store.schema import keys
@@ -32,7 +33,7 @@ class Operated:
         return {name: {"isolated": value} for name, value in self.isolated.items()}
 
     async def keys(self) -> dict[str, Any]:
-        return {"ledger": await self.reader.keys()}
+        return {**keys_document(await self.reader.keys(), (), AT_US)}
 
     def client(self) -> httpx.AsyncClient:
         parts = AdminParts(
@@ -146,6 +147,19 @@ async def test_keys_are_listed_without_what_could_be_used_as_one(operated: Opera
         await operated.reader.close()
     assert [each["name"] for each in answer.json()["ledger"]] == ["alice"]
     assert "ab" * 32 not in answer.text
+
+
+async def test_revoked_key_is_said_to_be_one_and_keys_have_their_rights(operated: Operated, tmp_path: Path) -> None:
+    values = {"id": "sk-abc", "name": "alice", "sha256": "ab" * 32, "residency": "any", "priority": 0}
+    rights = {"models": '["demo"]', "day_nano_usd": 2_500_000_000, "requests_per_minute": 9}
+    with ledger(tmp_path) as database:
+        with database.writing() as connection:
+            connection.execute(keys.insert().values(**values, **rights, created_us=AT_US, expires_us=0))
+        async with operated.client() as client:
+            (shown,) = (await client.get("/admin/keys")).json()["ledger"]
+        await operated.reader.close()
+    assert (shown["state"], shown["expires"], shown["models"]) == ("revoked", None, ["demo"])
+    assert (shown["budget_usd"]["day"], shown["requests_per_minute"]) == (2.5, 9)
 
 
 def test_key_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:

@@ -219,6 +219,27 @@ def test_command_exports_to_a_file(command: Callable[..., tuple[int, str]], data
     assert (code, said.count("\n")) == (0, 2)
 
 
+def test_export_includes_the_day_it_ends_with_and_takes_how_long_ago(
+    command: Callable[..., tuple[int, str]], database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(database, 3)  # on 2027-01-15
+    assert command("export", "--since", "2027-01-15", "--until", "2027-01-15")[1].count("\n") == 4
+    assert command("export", "--until", "2027-01-14")[1].count("\n") == 1
+    assert command("export", "--since", "9999w", "--until", "2027-01-15")[1].count("\n") == 4
+    assert cli.main(["audit", "export", "--since", "soon"]) == 1
+    assert "since: expected a day (2026-11-29)" in capsys.readouterr().err
+
+
+def test_chain_that_was_there_and_is_gone_is_not_taken_for_one_that_never_was(
+    command: Callable[..., tuple[int, str]], database: Database, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = database.place.file
+    assert file is not None
+    file.unlink()
+    assert cli.main(["audit", "verify"]) == 1
+    assert "is gone, and what was spent with it" in capsys.readouterr().err
+
+
 def test_command_says_so_where_nothing_was_ever_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

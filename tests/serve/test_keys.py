@@ -178,3 +178,18 @@ async def test_name_in_both_places_keeps_the_node_from_starting(tmp_path: Path) 
         assert await node.ended() == 1
         (line,) = [line for line in node.log_text().splitlines() if "'app' is in the settings" in line]
         assert line.startswith("spillway: ")
+
+
+async def test_keys_whose_promise_cannot_be_kept_are_named_when_the_node_starts(tmp_path: Path) -> None:
+    async with emulated() as cloud, running(cloud, tmp_path, store(tmp_path)) as node:
+        operator = Operator(node)
+        await operator.keys("create", "clinic", "--residency", "premises")
+        await operator.keys("create", "other", "--model", "qwen3-8b")
+        await operator.keys("create", "app")
+        node.process.terminate()
+        assert await node.ended() == 0
+        node.start()
+        await node.until_ready()
+        for said in ("key clinic: it is pinned to the premises, where nothing serves it", "key other: not served here"):
+            assert node.log_text().count(said) == 1
+        assert "key app" not in node.log_text()

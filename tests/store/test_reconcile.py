@@ -147,6 +147,44 @@ def test_item_that_costs_more_than_was_reserved_is_no_orphan_of_ours(tmp_path: P
     assert "2 billed, not ours, 1 orphan, not billed" in differences_text(found)
 
 
+def test_id_that_is_billed_twice_is_a_duplicate_and_settles_no_orphan(tmp_path: Path) -> None:
+    rows = [cloud_row(), orphan("alice")]
+    found = compare(tmp_path, rows, [item(2, id="theirs"), item(3, id="theirs")])
+    assert [(match.item.line, match.ours.id) for match in found.matches] == [(2, rows[0]["id"])]
+    assert [each.line for each in found.duplicates] == [3]
+    assert "1 billed again, not ours, 1 orphan, not billed" in differences_text(found)
+    assert found.billed_nano_usd == 260
+
+
+def test_row_with_our_id_is_never_laid_to_another_requests_orphan(tmp_path: Path) -> None:
+    rows = [cloud_row(request_id="r3"), orphan("alice")]
+    found = compare(tmp_path, rows, [item(2, id="r3"), item(3, id="r3.1")])
+    assert [(match.item.line, match.ours.id) for match in found.matches] == [(2, "r3.1")]
+    assert [each.line for each in found.unknown] == [3]
+
+
+def test_request_id_stands_once_for_each_attempt(tmp_path: Path) -> None:
+    rows = [cloud_row(request_id="r4"), cloud_row(request_id="r4", id="r4.2", prompt_tokens=9)]
+    found = compare(tmp_path, rows, [item(2, id="r4", prompt_tokens=9), item(3, id="r4"), item(4, id="r4")])
+    assert [(match.item.line, match.ours.id) for match in found.matches] == [(2, "r4.2"), (3, "r4.1")]
+    assert [each.line for each in found.duplicates] == [4]
+
+
+@pytest.mark.parametrize(("seconds", "found"), [(-119, Sureness.LIKELY), (-121, None)])
+def test_row_from_before_the_call_began_is_not_its_bill(tmp_path: Path, seconds: int, found: Sureness | None) -> None:
+    early = compare(tmp_path, [orphan("alice")], [item(at_us=AT_US + seconds * SECOND_US)])
+    assert [match.sureness for match in early.matches] == ([] if found is None else [found])
+
+
+def test_row_with_far_too_short_a_prompt_is_guessed_at_only_where_no_better_one_is_there(tmp_path: Path) -> None:
+    long = orphan("alice", prompt_bytes=40_000)
+    short = item(2, prompt_tokens=100)
+    assert [match.sureness for match in compare(tmp_path, [long], [short]).matches] == [Sureness.GUESS]
+    better = item(3, prompt_tokens=9_000, at_us=AT_US + 2 * SECOND_US)
+    found = compare(tmp_path / "2", [long], [short, better])
+    assert [(match.item.line, match.sureness) for match in found.matches] == [(3, Sureness.LIKELY)]
+
+
 def test_any_shuffled_statement_of_our_own_rows_agrees(tmp_path: Path) -> None:
     rng = random.Random(5)
     rows = [
@@ -206,7 +244,9 @@ def test_statement_is_read_whatever_its_columns_are_called(
         ("id,cost_usd\nx,-1\n", "line 2: not an amount that a call can cost: '-1'"),
         ("id,cost_usd\nx,NaN\n", "line 2: not an amount"),
         ("id,cost_usd\nx\n", "line 2: 1 columns where the header has 2"),
-        ("id,cost_usd,time\nx,1,soon\n", "line 2: not a time: 'soon'"),
+        ("id,cost_usd,time\nx,1,soon\n", "line 2: not a time: 'soon'; taken are a day (2026-11-29), ISO 8601"),
+        ("id,cost_usd,date\nx,1,20261129\n", "line 2: not a time: '20261129'; taken are a day"),
+        ("id,cost_usd,date\nx,1,29.11.2026\n", "line 2: not a time: '29.11.2026'; taken are a day"),
         ("id,cost_usd,currency\nx,1,CNY\n", "line 2: not in dollars; convert it first"),
         ("id,cost_usd,num_model_requests\nx,1,7\n", "line 2: sums up several calls"),
     ],
@@ -215,6 +255,31 @@ def test_statement_that_cannot_be_read_is_refused_by_line(statement: Write, text
     with pytest.raises(SettingsError, match=r"statement\.csv") as refused:
         read_statement(statement(text), {})
     assert said in refused.value.message
+
+
+def test_day_alone_stands_for_any_time_of_it(tmp_path: Path, statement: Write) -> None:
+    hour = 3600 * SECOND_US
+    rows = [
+        cloud_row(at_us=AT_US + 23 * hour, ended_us=AT_US + 23 * hour + SECOND_US),
+        cloud_row(at_us=AT_US + 26 * hour, ended_us=AT_US + 26 * hour + SECOND_US),
+    ]
+    text = "date,model,prompt_tokens,completion_tokens,cost_nano_usd\n2026-11-29,gpt-4.1,100,20,130\n"
+    found = compare(tmp_path, rows, read_statement(statement(text), {}))
+    assert [(match.ours.id, match.sureness) for match in found.matches] == [(rows[0]["id"], Sureness.SURE)]
+
+
+def test_command_looks_at_all_of_a_day_that_stands_alone(
+    tmp_path: Path, statement: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at_us = AT_US + 22 * 3600 * SECOND_US
+    with ledger(tmp_path / "data", cloud_row(at_us=at_us, ended_us=at_us)):
+        pass
+    config = tmp_path / "spillway.yaml"
+    config.write_text(f"store: {{folder: {tmp_path / 'data'}}}\n")
+    bill = statement("date,model,prompt_tokens,completion_tokens,cost_nano_usd\n2026-11-29,gpt-4.1,100,20,130\n")
+    line = ["usage", "--config", str(config), "reconcile", str(bill), "--provider", "holysheep"]
+    assert cli.main(line) == 0
+    assert "calls found: 1 (1 by model, tokens and time, no other possible)" in capsys.readouterr().out
 
 
 async def test_emulators_own_bill_agrees_with_the_ledger_and_tells_what_was_cut(

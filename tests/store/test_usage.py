@@ -243,3 +243,28 @@ def test_command_reads_the_ledger_that_the_settings_name(tmp_path: Path, capsys:
         assert (code, out.splitlines()[1].split()[:2]) == (0, ["total", "1"])
     code, _, error = command(capsys, config, "--since", "2026-11-30", "--until", "2026-11-29")
     assert (code, error) == (1, "spillway: --since 2026-11-30: is not before --until 2026-11-29\n")
+
+
+def test_ledger_that_was_there_and_is_gone_is_said_so_with_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ledger(tmp_path / "data", row()) as database:
+        pass
+    assert database.place.file is not None
+    database.place.file.unlink()
+    config = tmp_path / "spillway.yaml"
+    config.write_text(f"store: {{folder: {tmp_path / 'data'}}}\n")
+    code, _, error = command(capsys, config)
+    assert code == 1
+    assert "ledger.db is gone, and what was spent with it. Put it back: spillway ledger restore BACKUP" in error
+    assert not database.place.file.exists()
+
+
+def test_unknown_part_is_answered_with_the_names_that_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["usage", "--by", "foo"])
+    said = capsys.readouterr().err
+    assert "Part." not in said
+    assert all(part.value in said.splitlines()[-1] for part in Part)
