@@ -243,3 +243,25 @@ async def test_no_rule_loosens_another_pin(tmp_path: Path) -> None:
         assert answer.status == 403
         assert node.outcome.pinned_by == "model"
         assert node.asked() == 0
+
+
+async def test_pin_in_the_wrong_place_is_refused_and_nothing_leaves(node: CloudNode) -> None:
+    question = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+    for fields, header in (({"require_local": True}, "x-other"), ({}, "x_spillway_require_local")):
+        answer = await node.client.post("/v1/chat/completions", json={**question, **fields}, headers={header: "true"})
+        assert answer.status_code == 400
+        assert "x-spillway-require-local: true" in answer.json()["error"]["message"]
+    assert node.asked() == 0
+
+
+async def test_request_with_a_private_value_in_a_tool_result_does_not_leave(node: CloudNode) -> None:
+    use(node, words=("Müller GmbH",))
+    call = {"id": "1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
+    answer = await node.ask(
+        messages=[
+            {"role": "user", "content": "who?"},
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "1", "content": json.dumps({"n": "Müller GmbH"})},
+        ]
+    )
+    assert (answer.status, node.outcome.pinned_by, node.asked()) == (403, "content:words", 0)
