@@ -2,7 +2,8 @@
 
 Both may be given: pins are OR-ed, of two budgets the smaller counts, and one `cache: false` is enough, so neither place
 can loosen the other.
-Unknown names are refused, not ignored: a misspelt `require_local` must not send a private prompt to the cloud.
+Unknown names are refused, not ignored: a misspelt `require_local` must not send a private prompt to the cloud. Nor must
+one in the wrong place: at the top of the body, in what an SDK would have unpacked, or in a header without its prefix.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ from node.errors import InvalidRequest
 from node.money import usd_to_nano
 
 _PREFIX = b"x-spillway-"
+# Where a wish lands when a client writes out an option of its SDK.
+_NOT_UNPACKED = ("extra_body", "extra_headers")
+_OURS = ("spillway", "xspillway", "x-spillway", "x_spillway")
+_SEPARATORS = dict.fromkeys(map(ord, "-_. "))
 _MAX_BUDGET_MS = 86_400_000.0
 _MAX_BUDGET_USD = 1_000_000.0
 _DECIMAL = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,12})?")
@@ -64,10 +69,17 @@ _NO_WISHES = RoutingWishes()
 def parse_wishes(document: Mapping[str, Any], headers: Headers = ()) -> RoutingWishes:
     """The wishes in `document["spillway"]` and in `headers` (lower-case names), joined.
 
-    Raises `InvalidRequest` for an unknown name or a bad value; `param` is ``spillway.<name>`` or the header's name.
+    Raises `InvalidRequest` for an unknown name, a bad value or a pin in another place; `param` is ``spillway.<name>``,
+    the header's name, or where the pin is.
     """
+    _refuse_misplaced(document)
     in_body = document.get("spillway")
-    given = [header for header in headers if header[0].startswith(_PREFIX)]
+    given = []
+    for header in headers:
+        if header[0].startswith(_PREFIX):
+            given.append(header)
+        else:
+            _refuse_misspelt(header[0].decode("latin-1"))
     if in_body is None and not given:
         return _NO_WISHES
     fields = convert(in_body, SpillwayFields, "spillway") if in_body is not None else SpillwayFields()
@@ -90,6 +102,43 @@ def parse_wishes(document: Mapping[str, Any], headers: Headers = ()) -> RoutingW
         ttft_budget_s=_seconds(values["ttft_budget_ms"]),
         cost_budget_nano_usd=_nano_usd(values["cost_budget_usd"]),
     )
+
+
+def _refuse_misplaced(document: Mapping[str, Any]) -> None:
+    places = [name for name in document if name != "spillway" and _means_us(name)]
+    for outer in _NOT_UNPACKED:
+        if isinstance(inner := document.get(outer), dict):
+            places += [f"{outer}.{name}" for name in inner if _means_us(name)]
+    if isinstance(labels := document.get("metadata"), dict):  # the client's own names, so only the pin is one of ours
+        places += [f"metadata.{name}" for name in labels if _is_pin(name)]
+    if places:
+        param = places[0][:64]
+        raise InvalidRequest(
+            f"'{param}' is not read there. What is asked of Spillway goes into the object 'spillway' at the top of "
+            'the body, as in {"spillway": {"require_local": true}}, or into headers, as in '
+            "x-spillway-require-local: true.",
+            param=param,
+        )
+
+
+def _refuse_misspelt(header: str) -> None:
+    if _means_us(header):
+        raise InvalidRequest(
+            f"Unknown header '{header[:64]}'. What is asked of Spillway is in headers that begin with x-spillway-, "
+            "as in x-spillway-require-local: true.",
+            param=header[:64],
+        )
+
+
+def _means_us(name: str) -> bool:
+    """Whether a name is meant for us, however it is spelled."""
+    lower = name.lower()
+    return lower.startswith(_OURS) or _is_pin(lower)
+
+
+def _is_pin(name: str) -> bool:
+    lower = name.lower()
+    return "local" in lower and lower.translate(_SEPARATORS).endswith("requirelocal")
 
 
 def _boolean(text: str, param: str) -> bool:

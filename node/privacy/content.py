@@ -1,7 +1,9 @@
 """Content rules: a request whose text matches one is pinned to the premises. They can only tighten.
 
-Everything that would be sent is looked at: each string of the body, the names in schemas, long numbers. What cannot be
-looked at (images, sound, token ids), or not for long enough, is pinned too.
+Everything that would be sent is looked at: each string of the body, the names in schemas, long numbers. Many strings
+are JSON themselves (tool arguments and results), so they are read a second time with the escapes of JSON decoded, and
+again for JSON within that. No parser does it, so that broken JSON hides nothing either. What cannot be looked at
+(images, sound, token ids), or not for long enough, is pinned too.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ _SLICE_CHARS: Final = 8192
 _OVERLAP_CHARS: Final = 512
 # A few characters stand for a whole phrase and would be written out.
 _MOST_GROWN: Final = 4
+# JSON, and JSON in its strings, three deep.
+_LAYERS: Final = 4
+_ESCAPES_AT_ONCE: Final = 256
 _BREATH_S: Final = 0.01
 _PATTERN_WITHIN_S: Final = 0.02
 _RULE_NAME: Final = re.compile("[a-z0-9_-]{1,24}")
@@ -35,6 +40,9 @@ _TAKEN: Final = frozenset({*(each.value for each in Detector), "words", TOO_LONG
 _LEAST_NUMBER: Final = 10**7
 # Invisible within a word: zero width, joiners, soft hyphen, direction marks, byte order mark.
 _INVISIBLE: Final = dict.fromkeys([0xAD, 0x34F, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F), 0x2060, 0xFEFF])
+_LIKE_JSON: Final = re.compile(r"\s*+[\[{]")
+_ESCAPE: Final = re.compile(r"""\\(?:u([0-9A-Fa-f]{4})|(["\\/bfnrt]))|\"""")
+_MEANINGS: Final = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,29 +76,49 @@ class ContentRules:
             return None
         if unreadable:
             return UNREADABLE
-        text = text_of(body)
-        if len(text) > self._max_chars:
+        texts = list(_texts(body))
+        if sum(map(len, texts)) + len(texts) - 1 > self._max_chars:
             return TOO_LONG
-        breath_s = time.monotonic() + _BREATH_S
+        texts += _joined(body)
+        turns = _Turns()
+        if rule := await self._match_text("\n".join(texts), turns):
+            return rule
+        layer = "\n".join(text for text in texts if "\\" in text or _LIKE_JSON.match(text))
+        for _ in range(_LAYERS):
+            below = await _unescaped(layer, turns)
+            if below == layer:
+                break
+            if rule := await self._match_text(below, turns):
+                return rule
+            layer = below
+        return None
+
+    async def _match_text(self, text: str, turns: _Turns) -> str | None:
         for raw in _slices(text):
             piece = raw if raw.isascii() else _readable(raw)
             if len(piece) > _MOST_GROWN * len(raw):
                 return TOO_LONG
             for rule in self._rules:
-                if time.monotonic() >= breath_s:
-                    await asyncio.sleep(0)
-                    breath_s = time.monotonic() + _BREATH_S
+                await turns.give()
                 if rule.matches(piece):
                     return rule.name
         return None
 
 
-def text_of(body: Any) -> str:
-    """Everything in it that says something, a line each: strings, names and long numbers."""
-    return "\n".join(_texts(body))
+class _Turns:
+    """Gives the event loop its turn when enough time went by since the last."""
+
+    def __init__(self) -> None:
+        self._next_s = time.monotonic() + _BREATH_S
+
+    async def give(self) -> None:
+        if time.monotonic() >= self._next_s:
+            await asyncio.sleep(0)
+            self._next_s = time.monotonic() + _BREATH_S
 
 
 def _texts(value: Any) -> Iterator[str]:
+    """Everything in it that says something: strings, names and long numbers."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -102,6 +130,30 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inner)
     elif isinstance(value, int) and abs(value) >= _LEAST_NUMBER:
         yield str(value)
+
+
+def _joined(body: dict[str, Any]) -> Iterator[str]:
+    """The text of each message that comes in parts as one: the model reads on from part to part."""
+    for message in body.get("messages") or ():
+        if isinstance(parts := message.get("content"), list) and len(parts) > 1:
+            yield "".join(part.get("text") or part.get("refusal") or "" for part in parts)
+
+
+async def _unescaped(text: str, turns: _Turns) -> str:
+    """The text with the escapes of JSON decoded once, and each of its strings on a line. Never longer than before."""
+    pieces, end = [], 0
+    for number, match in enumerate(_ESCAPE.finditer(text)):
+        code, letter = match.groups()
+        pieces.append(text[end : match.start()])
+        # A quote that is not escaped is the edge of a string.
+        pieces.append(chr(int(code, 16)) if code else _MEANINGS[letter] if letter else "\n")
+        end = match.end()
+        if not number % _ESCAPES_AT_ONCE:
+            await turns.give()
+    pieces.append(text[end:])
+    plain = "".join(pieces)
+    # Joins surrogate pairs. Half of one is nobody's letter.
+    return plain if plain.isascii() else plain.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _readable(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -120,3 +121,56 @@ def test_one_refusal_of_the_cache_is_enough() -> None:
     assert parse_wishes({"spillway": {"cache": True}}, [(b"x-spillway-cache", b"false")]).cache is False
     assert parse_wishes({"spillway": {"cache": True}}).cache is True
     assert parse_wishes({"spillway": {"prefer_local": True}}).cache is None
+
+
+@pytest.mark.parametrize(
+    ("document", "param"),
+    [
+        ({"require_local": True}, "require_local"),
+        ({"require_local": True, "spillway": {"cache": False}}, "require_local"),
+        ({"requireLocal": True}, "requireLocal"),
+        ({"require-local": True}, "require-local"),
+        ({"spillway_require_local": True}, "spillway_require_local"),
+        ({"x-spillway-require-local": "true"}, "x-spillway-require-local"),
+        ({"Spillway": {"require_local": True}}, "Spillway"),
+        ({"extra_body": {"spillway": {"require_local": True}}}, "extra_body.spillway"),
+        ({"extra_body": {"require_local": True}}, "extra_body.require_local"),
+        ({"extra_headers": {"x-spillway-require-local": "true"}}, "extra_headers.x-spillway-require-local"),
+        ({"metadata": {"require_local": "true"}}, "metadata.require_local"),
+    ],
+)
+def test_a_pin_in_the_wrong_place_of_the_body_is_400_and_says_where_it_belongs(
+    document: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape('{"spillway": {"require_local": true}}')) as caught:
+        parse_wishes(document)
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"x_spillway_require_local",
+        b"x-spillway_require_local",
+        b"x_spillway-cost-budget-usd",
+        b"xspillway-require-local",
+        b"spillway-require-local",
+        b"x-spilway-require-local",
+        b"x-require-local",
+        b"require-local",
+    ],
+)
+def test_a_misspelt_pin_header_is_400_and_says_how_it_is_spelled(name: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="x-spillway-require-local: true") as caught:
+        parse_wishes({}, [(name, b"true")])
+    assert caught.value.param == name.decode()
+
+
+def test_other_unknown_fields_and_headers_are_nobodys_pin() -> None:
+    document = {
+        "model": "m",
+        "extra_body": {"top_k": 1},
+        "metadata": {"team": "local", "spillway_run": "7"},
+        "local": True,
+    }
+    assert parse_wishes(document, [(b"x-local", b"1"), (b"x-forwarded-host", b"spillway")]) == RoutingWishes()
