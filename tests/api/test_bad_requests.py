@@ -179,7 +179,20 @@ api: {{max_body_bytes: {MAX_BODY_BYTES}, {more}}}
         assert time.monotonic() < give_up, said
         await asyncio.sleep(0.05)
     port, admin_port = (int(each.partition("/")[0]) for each in said.split("http://127.0.0.1:")[1:3])
+    for each in (port, admin_port):  # the line comes a moment before uvicorn listens
+        while not await _listens(each):
+            assert time.monotonic() < give_up, log.read_text()
+            await asyncio.sleep(0.05)
     return RunningNode(port, admin_port, process, emulator, log)
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except ConnectionRefusedError:
+        return False
+    writer.close()
+    return True
 
 
 async def _stop(node: RunningNode) -> None:
