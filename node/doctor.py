@@ -27,7 +27,7 @@ from node.local.arguments import check_torchvision, command_line, is_folder, par
 from node.local.orphans import notes_folder, orphans
 from node.settings import HOLYSHEEP, Settings
 from node.store.database import StoreUnavailable
-from node.store.schema import State, calls
+from node.store.schema import IS_ORPHANED, calls
 from node.store_place import beside, place_for
 from node.watch.nvml import NvmlReader
 
@@ -292,7 +292,7 @@ def _ledger(settings: Settings, environ: Mapping[str, str], *, emulated: bool) -
         return Finding(Grade.GOOD, "ledger", f"{where}: begins with the first start")
     try:
         with beside(place) as database, database.reading() as connection:
-            lost = connection.execute(select(func.count()).where(calls.c.state == State.ORPHANED)).scalar_one()
+            lost = connection.execute(select(func.count()).select_from(calls).where(IS_ORPHANED)).scalar_one()
     except (SettingsError, StoreUnavailable) as error:
         return Finding(
             Grade.BAD, "ledger", f"{where}: {error}", "until it opens, nothing that costs leaves: docs/operations.md"

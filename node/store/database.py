@@ -273,8 +273,8 @@ def check_file(path: Path) -> None:
 
 def _gone(file: Path) -> str:
     return (
-        f"{file} is gone, and what was spent with it. Put it back: spillway ledger restore BACKUP; to begin again at "
-        f"zero, remove {file.with_suffix('.id')}"
+        f"{file} is gone, and what was spent with it. Put it back from a backup (spillway ledger restore BACKUP); "
+        f"to begin again at zero, remove {file.with_suffix('.id')}"
     )
 
 

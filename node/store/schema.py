@@ -36,6 +36,7 @@ class AuditEvent(StrEnum):
 metadata = MetaData()
 # Written out, not bound: only so does a database see that an index which has it serves a query which has it.
 IS_OUT = text("state = 'dispatched'")
+IS_ORPHANED = text("state = 'orphaned'")
 
 calls = Table(
     "calls",
@@ -80,7 +81,9 @@ calls = Table(
     Column("total_us", BigInteger, doc="from arrival to the end"),
     CheckConstraint("reserved_nano_usd >= 0 AND charged_nano_usd >= 0", name="calls_money_not_negative"),
     Index("calls_by_hour", "hour", "caller"),
-    Index("calls_open", "node"),  # of those that are out only: its condition is in the migration, for either database
+    # Of those that are out, or orphaned, only: the conditions are in the migration, for either database.
+    Index("calls_open", "node"),
+    Index("calls_orphaned", "node"),
 )
 
 spend = Table(

@@ -1,4 +1,4 @@
-"""Indexes that touch fewer pages with each call: only what is out, and none that the primary key makes needless."""
+"""Indexes that touch fewer pages with each call: only what is out or orphaned, and none beside the primary key."""
 
 from __future__ import annotations
 
@@ -13,5 +13,6 @@ def upgrade() -> None:
     """A call's id begins with its request's, so that the primary key finds a request's calls too."""
     op.drop_index("calls_by_request", "calls")
     op.drop_index("calls_open", "calls")
-    out = sa.text("state = 'dispatched'")
-    op.create_index("calls_open", "calls", ["node"], unique=False, sqlite_where=out, postgresql_where=out)
+    for name, state in (("calls_open", "dispatched"), ("calls_orphaned", "orphaned")):
+        where = sa.text(f"state = '{state}'")
+        op.create_index(name, "calls", ["node"], unique=False, sqlite_where=where, postgresql_where=where)
