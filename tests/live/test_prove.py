@@ -11,7 +11,7 @@ import pytest
 
 from node.audit.prove import CONDITIONS
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.campaign]
 
 
 def test_no_canary_leaves_under_any_condition_and_no_packet_beyond_loopback(tmp_path: Path) -> None:
