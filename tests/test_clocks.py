@@ -12,8 +12,8 @@ from tests.dispatch.virtual_time import in_virtual_time, now_s
 
 ROOT = Path(node.__file__).parent
 
-# What the wall clock is for: the date in an answer, a `Retry-After` that is a date, when a key was made or ends,
-# and the emulator's made-up bill.
+# What the wall clock is for: the date in an answer, a `Retry-After` that is a date, when a key was made or ends, the
+# order of request ids, where a trace begins, and the emulator's made-up bill.
 DATES = {
     "api/features.py",
     "app.py",
@@ -23,6 +23,8 @@ DATES = {
     "usage_command.py",
     "store/ledger.py",
     "simulate/command.py",
+    "request_id.py",
+    "traces/export.py",
 }
 
 
