@@ -110,13 +110,13 @@ async def test_row_38_client_that_hangs_up_cuts_the_cloud_call_and_counts_agains
 
 async def test_row_39_reader_that_stops_is_cut_and_the_others_are_served(tmp_path: Path) -> None:
     async with (
-        emulated(answer_tokens_median=60_000.0, answer_tokens_sigma=0.0, pace_s=0.0001) as flood,
+        emulated(answer_tokens_median=20_000.0, answer_tokens_sigma=0.0, pace_s=0.0001) as flood,
         running(flood, tmp_path, "api: {reader_stall_s: 0.5}") as node,
     ):
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(("127.0.0.1", node.port))
-            client.sendall(request_bytes(chat(stream=True, max_tokens=60_000)))
+            client.sendall(request_bytes(chat(stream=True, max_tokens=20_000)))
             await until(lambda: "did not read its answer" in node.log_text())
             assert (await node.chat(max_tokens=1)).status_code == 200
         assert flood.bill.records[0]["state"] == "client_closed"
