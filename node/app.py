@@ -38,7 +38,7 @@ from node.dashboard.decisions import DecisionLog
 from node.dashboard.engine_history import EngineHistory
 from node.dashboard.feed import BudgetWindow
 from node.dashboard.reader import Reader, Sources
-from node.dashboard.sampler import BudgetWatch, Sampler
+from node.dashboard.sampler import Sampler
 from node.dispatch.accounts import Settlement, entry_for, worth
 from node.dispatch.conversations import Conversations
 from node.dispatch.dispatcher import Dispatcher, ServedModel
@@ -92,7 +92,7 @@ from node.store.ledger import SqlLedger
 from node.store.secret import CACHE_SALT, kept_secret, new_secret
 from node.store.totals import Totals
 from node.store.usage_reader import UsageReader
-from node.store.windows import seconds_until_next
+from node.store.windows import hour_of, seconds_until_next, windows
 from node.store_place import place_for
 from node.watch.host import HostReader
 from node.watch.host_watch import HostWatch
@@ -214,10 +214,7 @@ class Node:
         )
         self.decisions = DecisionLog(time.time)
         self.engine_histories = {name: EngineHistory(time.time) for name in self.engines}
-        self._budget = BudgetWatch(self._budget_left)
-        self.sampler = Sampler(
-            Reader(self._sources(), self.decisions), self._budget, unix_s=time.time, emulated=bool(rename)
-        )
+        self.sampler = Sampler(Reader(self._sources(), self.decisions), unix_s=time.time, emulated=bool(rename))
         self._running: list[asyncio.Task[None]] = []
         self.hopeless: SettingsError | None = None
         """What keeps a model from being served here or elsewhere, once the first start of its engine has shown it."""
@@ -519,25 +516,26 @@ class Node:
             ledger=self.ledger.document,
             strain=self.host_watch.strain,
             inside=lambda: self.door.inside,
-            budget=lambda: self._budget.latest,
+            budget=self._budget_left,
             clock=time.monotonic,
             unix_s=time.time,
         )
 
-    async def _budget_left(self) -> tuple[BudgetWindow, ...] | None:
-        budget, now_us = budget_of(self.settings.budget), wall_us()
-        try:
-            spent = await self.usage.spent(budget, now_us)
-        except SpillwayError:
+    def _budget_left(self) -> tuple[BudgetWindow, ...] | None:
+        now_us = wall_us()
+        limited = list(windows(budget_of(self.settings.budget), hour_of(now_us)))
+        if not limited:
+            return ()
+        if (spending := self.spending.latest) is None:
             return None
         return tuple(
             BudgetWindow(
-                window=each.window,
-                limit_nano_usd=each.limit_nano_usd,
-                spent_nano_usd=each.spent_nano_usd,
-                ends_in_s=seconds_until_next(each.window, now_us),
+                window=name,
+                limit_nano_usd=limit_nano_usd,
+                spent_nano_usd=spending.nano_usd[name],
+                ends_in_s=seconds_until_next(name, now_us),
             )
-            for each in spent
+            for name, _, limit_nano_usd in limited
         )
 
     async def _probe(self, provider: str, timeout_s: float) -> tuple[str, ...]:

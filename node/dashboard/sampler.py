@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
 from node import __version__
-from node.dashboard.feed import FEED_VERSION, BudgetWindow, DecisionRow, Hello, Now, Point, Tick, event
+from node.dashboard.feed import FEED_VERSION, DecisionRow, Hello, Now, Point, Tick, event
 from node.dashboard.reader import Reading
 from node.errors import TooManyViewers
 
@@ -20,25 +20,6 @@ INTERVAL_S: Final = 1.0
 HISTORY_S: Final = 300.0
 MOST_VIEWERS: Final = 64
 _FIRST_DECISIONS: Final = 100
-# The ledger's sums are read from the database, in a thread: not every second.
-_BUDGET_EVERY_S: Final = 5.0
-
-ReadBudget = Callable[[], Awaitable[tuple[BudgetWindow, ...] | None]]
-
-
-class BudgetWatch:
-    """What is left of the node's budget, as of the last look; None while nobody knows."""
-
-    def __init__(self, read: ReadBudget, interval_s: float = _BUDGET_EVERY_S) -> None:
-        self.latest: tuple[BudgetWindow, ...] | None = None
-        self._read = read
-        self._interval_s = interval_s
-
-    async def run(self) -> None:
-        """Look again and again, until cancelled."""
-        while True:
-            self.latest = await self._read()
-            await asyncio.sleep(self._interval_s)
 
 
 class Looking(Protocol):
@@ -60,14 +41,12 @@ class Sampler:
     def __init__(
         self,
         reader: Looking,
-        budget: BudgetWatch,
         *,
         unix_s: Callable[[], float],
         emulated: bool,
         interval_s: float = INTERVAL_S,
     ) -> None:
         self._reader = reader
-        self._budget = budget
         self._emulated = emulated
         self._started_s = unix_s()
         self._interval_s = interval_s
@@ -75,18 +54,14 @@ class Sampler:
         self._number = 0
         self._latest = b""
         self._news = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._task: asyncio.Task[None] | None = None
         self.viewers = 0
         self.ended = False
 
     def start(self) -> None:
         """Begin to look, on the running loop."""
-        self._tasks = [
-            asyncio.create_task(self._run(), name="dashboard"),
-            asyncio.create_task(self._budget.run(), name="dashboard-budget"),
-        ]
-        for task in self._tasks:
-            task.add_done_callback(_must_not_fail)
+        self._task = asyncio.create_task(self._run(), name="dashboard")
+        self._task.add_done_callback(_must_not_fail)
 
     def end(self) -> None:
         """Tell every viewer that it is over."""
@@ -96,9 +71,9 @@ class Sampler:
     async def stop(self) -> None:
         """Look no more."""
         self.end()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
 
     def sample(self) -> None:
         """Look now, and tell whoever watches."""

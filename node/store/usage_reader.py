@@ -5,33 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from sqlalchemy import Connection, select
 
 from node.errors import LedgerUnavailable, RateLimited
-from node.money import Budget
 from node.routing.values import Reason
-from node.store.admission import NODE, Room
 from node.store.database import Database, Place, StoreUnavailable
 from node.store.keys import StoredKey, stored_key
 from node.store.schema import keys
 from node.store.usage import Question, Report, read_usage
-from node.store.windows import hour_of, windows
 
 _MOST_WAITING: Final = 16
 _RETRY_S: Final = 2.0
 _Result = TypeVar("_Result")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WindowSpent:
-    """One window of the node's budget, ``hour``, ``day`` or ``month``, and what is spent of it."""
-
-    window: str
-    limit_nano_usd: int
-    spent_nano_usd: int
 
 
 class UsageReader:
@@ -54,22 +41,6 @@ class UsageReader:
     async def keys(self) -> list[StoredKey]:
         """The keys of the ledger."""
         return await self._read(_keys)
-
-    async def spent(self, budget: Budget, now_us: int) -> tuple[WindowSpent, ...]:
-        """What the node has spent of each limited window of its own `budget`, what is reserved included."""
-        hour = hour_of(now_us)
-        limited = list(windows(budget, hour))
-        if not limited:
-            return ()
-
-        def sums(connection: Connection) -> tuple[WindowSpent, ...]:
-            room = Room(connection, budget, hour)
-            return tuple(
-                WindowSpent(window=name, limit_nano_usd=limit, spent_nano_usd=room.spent_since(NODE, first_hour))
-                for name, first_hour, limit in limited
-            )
-
-        return await self._read(sums)
 
     async def close(self) -> None:
         """Close the connections, once the query that runs is over."""

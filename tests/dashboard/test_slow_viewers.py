@@ -15,7 +15,7 @@ from node.api.http_protocol import GuardedHttpProtocol
 from node.dashboard.decisions import DecisionLog, as_row
 from node.dashboard.feed import DecisionRow, Now, Point, Totals
 from node.dashboard.reader import Reading
-from node.dashboard.sampler import BudgetWatch, Sampler
+from node.dashboard.sampler import Sampler
 from tests.dashboard.feed_client import hello, tick, viewing
 from tests.dashboard.test_decisions import outcome
 from tests.serve.node_process import until
@@ -49,12 +49,8 @@ class Busy:
         return ()
 
 
-async def no_budget() -> tuple[()]:
-    return ()
-
-
 def sampler(interval_s: float) -> Sampler:
-    return Sampler(Busy(), BudgetWatch(no_budget), unix_s=lambda: 0.0, emulated=False, interval_s=interval_s)
+    return Sampler(Busy(), unix_s=lambda: 0.0, emulated=False, interval_s=interval_s)
 
 
 class Hasty(GuardedHttpProtocol):
