@@ -9,10 +9,10 @@ from node.routing.forecast import (
     beyond_step,
     feed_tokens,
     kv_limit,
+    local_work_s,
     pinned_share,
     predict_total_s,
     predict_ttft_s,
-    prompt_work_s,
 )
 from node.routing.frozen import value
 from node.routing.observer import doubted_s
@@ -328,8 +328,9 @@ def _is_sooner(engine: EngineLoad, ttft_s: float | None, option: CloudOption) ->
 
 
 def _worth(features: Features, engine: EngineLoad, option: CloudOption) -> float | None:
-    """What the request is expected to cost at `option`, in nano-dollars per second its prompt takes here."""
-    work_s = prompt_work_s(features, engine)
+    """What the request is expected to cost at `option`, in nano-dollars per second of the engine's time that it takes
+    here: prompt and answer, since whoever runs beside it pays for both."""
+    work_s = local_work_s(features, engine)
     if work_s is None or option.price is None:
         return None
     output = round(features.choices * min(features.max_output_tokens, features.output_tokens_estimate))

@@ -29,7 +29,7 @@ class Waiter:
 
     `ask_at_s` is when it must be decided again if no slot has opened. `kept` says that it stays for good: past its last
     safe moment, or because it may not leave at all. `worth` is what its leaving would cost, in nano-dollars per second
-    its prompt takes here, None when it is kept. `due_s` is its place in the order of service: its deadline, or later
+    of the engine's time, None when it is kept. `due_s` is its place in the order of service: its deadline, or later
     because its caller has asked for more than its share. `late` says of one that cannot leave, ever or for now, that it
     will not have its first token in time any more.
     """

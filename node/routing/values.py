@@ -206,7 +206,7 @@ class EngineLoad:
 class Leaver:
     """A waiting request that could leave instead of another.
 
-    `worth` is what its leaving costs, in nano-dollars per second its prompt takes here; `prompt_tokens` are what the
+    `worth` is what its leaving costs, in nano-dollars per second of the engine's time; `prompt_tokens` are what the
     engine would be spared. `is_ahead` says that it is served before the request being decided: else its leaving would
     not help that one.
     """
@@ -226,7 +226,7 @@ class QueueLoad:
     `kv_tokens_ahead` those the KV cache will have to hold, `entering_tokens` those of requests handed over
     that the engine does not count yet. `pinned_per_s` sequences with `pinned_tokens_per_s` prompt tokens came lately of
     those who cannot leave, and go before all who can. `cheapest` is the waiting request that may still leave safely
-    and whose leaving costs least per second of prompt work.
+    and whose leaving costs least per second of the engine's time.
     """
 
     depth: int = 0
@@ -316,7 +316,7 @@ class Decision:
 
     `cloud` is set for `Target.CLOUD`. For `Target.WAIT`, `leave_at_s` is the last safe moment at which it must be
     decided again (None: it stays; ask again now and then, at `look_at_s` for one, and at `give_up_s`), and `worth` what
-    its leaving would cost, in nano-dollars per second its prompt takes here (None: it may not leave any more, or the
+    its leaving would cost, in nano-dollars per second of the engine's time (None: it may not leave any more, or the
     engine is too cold to tell). `displaces` is a waiting request that leaves in this one's place. `predicted_ttft_s` is
     the local prediction, None when the engine is too cold to know; `expected`, for one that waited, what was predicted
     when it was told to wait, or to stay for good. `was_kept` says that it had been told that, whatever it does now.
