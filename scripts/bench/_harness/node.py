@@ -3,7 +3,7 @@
 import os
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,11 +14,18 @@ ADMIN_ENV = {"SPILLWAY_ADMIN_KEY": "sa-the-key-of-the-benches"}
 
 @contextmanager
 def start_node(
-    config_text: str, env: Mapping[str, str], *, directory: Path, port: int, ready_within_s: float = 180
+    config_text: str,
+    env: Mapping[str, str],
+    *,
+    directory: Path,
+    port: int,
+    ready_within_s: float = 180,
+    program: Sequence[str] | None = None,
 ) -> Iterator[Service]:
     """`spillway serve --config FILE` until the end of the with block; `config_text` must make it listen on `port`.
 
-    `env` is added to a bare environment, so that no key of the user's reaches a bench.
+    `env` is added to a bare environment, so that no key of the user's reaches a bench. `program` stands in for
+    `spillway`.
     """
     spillway = Path(sys.executable).with_name("spillway")
     if not spillway.exists():
@@ -27,7 +34,7 @@ def start_node(
     config.write_text(config_text)
     with running(
         "node",
-        [str(spillway), "serve", "--config", str(config)],
+        [*(program or [str(spillway)]), "serve", "--config", str(config)],
         url=f"http://127.0.0.1:{port}",
         ready_path="/readyz",
         log=directory / "node.log",
