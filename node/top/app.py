@@ -276,7 +276,7 @@ class Top(App[None]):
         held_at_s = None if self._held is None else self._held.at_s
         waits_s = None if self.seen.retry_at_s is None else self.seen.retry_at_s - time.monotonic()
         top = [board.heading(self.seen, width, glyphs, held_at_s=held_at_s, waits_s=waits_s)]
-        foot = [fitted(said((_FOOT, "dim")), width, glyphs)]
+        foot = [fitted(said((self._said, "bold red") if self._said else (_FOOT, "dim")), width, glyphs)]
         no_figures = self.seen.trouble is not None and self.seen.trouble.kind in (Kind.LOCKED, Kind.VERSION)
         if self._help:
             self._lay(heading=top, board=board.keys(width, glyphs), foot=foot)
@@ -291,19 +291,19 @@ class Top(App[None]):
             if self._view in (View.MODELS, View.PROVIDERS):
                 self._lay(heading=top, notices=notices, board=lines, foot=foot)
             else:
-                room = height - 2 - len(notices) - _LEAST_LIST
-                if len(lines) > room:
-                    hidden = len(lines) - room + 1
-                    lines = [*lines[: room - 1], said((f"{glyphs.more} {hidden} lines more: keys 2 and 3", "dim"))]
                 self._lay_list(top, notices, lines, foot, width)
 
     def _lay_list(self, top: list[Text], notices: list[Text], lines: list[Text], foot: list[Text], width: int) -> None:
-        """The decisions below everything else."""
+        """The decisions below everything else, which leaves them some lines at least."""
         glyphs, rows, there = self._glyphs, self._rows(), columns(width)
         at = self._at(rows)
         more = details(rows[at], width, glyphs) if rows and self._with_details() else []
         if more:
             more = [title("This one", rows[at].request_id[-8:], width, glyphs), *more]
+        most = max(0, self.size.height - 2 - len(notices) - len(more) - _LEAST_LIST)
+        if len(lines) > most:
+            hidden = said((f"{glyphs.more} {len(lines) - most + 1} lines more: keys 2 and 3", "dim"))
+            lines = [*lines[: most - 1], hidden] if most else []
         empty = "No request has ended yet." if self._filter.empty else "No request is like that."
         listed = [as_line(each, there, glyphs) for each in rows] or [said((empty, "dim"))]
         room = self.size.height - 2 - len(notices) - len(lines) - 2 - len(more) - self.query_one("#filter").display
@@ -324,8 +324,6 @@ class Top(App[None]):
 
     def _note(self, rows: list[DecisionRow]) -> str:
         """What the list is of."""
-        if self._said:
-            return self._said
         if self._filter.empty:
             return "newest first" if self._held is None else f"as of {clock(self._held.at_s)}"
         of = "" if self._searched is None else f" of the last {count(self._searched)}"

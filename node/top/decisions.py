@@ -18,7 +18,7 @@ COLUMNS: Final = (
     Column(head="model", width=12, from_width=96),
     Column(head="by", width=11),
     Column(head="why"),
-    Column(head="queue", width=6, right=True),
+    Column(head="queue", width=6, right=True, from_width=72),
     Column(head="TTFT of ms", width=11, right=True),
     Column(head="tokens", width=11, right=True, from_width=84),
     Column(head="price", width=10, right=True),

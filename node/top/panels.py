@@ -84,7 +84,7 @@ def tiles(seen: Seen, now: Now, width: int, glyphs: Glyphs, *, notes: bool) -> l
     parts = (
         ("Answered", per_second(answered_per_s), f"{number(_mean(recent, _tokens))} tok/s", "bold"),
         (
-            "Stayed here",
+            "Kept here",
             share(part_of(answered - total.cloud, answered)),
             f"{count(answered - total.cloud)} of {count(answered)}",
             "bold",
@@ -92,7 +92,7 @@ def tiles(seen: Seen, now: Now, width: int, glyphs: Glyphs, *, notes: bool) -> l
         ("In budget", share(in_budget), since, "bold yellow" if kept is not None and kept < 0.95 else "bold"),
         ("Spent", dollars(total.spent_nano_usd), f"in {duration(now.uptime_s)}", "bold"),
         ("Saved", dollars(total.reference_nano_usd - total.spent_nano_usd), "at list prices", "bold"),
-        ("Budget left", left, of, tone),
+        ("Left", left, of or "no budget", tone),
     )
     each = max(10, width // len(parts))
     lines = [
@@ -210,7 +210,7 @@ def _left(budget: tuple[BudgetWindow, ...] | None) -> tuple[str, str, str]:
     if budget is None:
         return NONE, "ledger unread", "bold yellow"
     if not budget:
-        return "no limit", "", "bold"
+        return NONE, "", "bold"
     tightest = min(budget, key=lambda each: each.limit_nano_usd - each.spent_nano_usd)
     left = max(0, tightest.limit_nano_usd - tightest.spent_nano_usd)
     return dollars(left), f"of {dollars(tightest.limit_nano_usd)}", f"bold {_tone(_used(tightest))}".strip()

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import pty
+import signal
 import struct
 import subprocess
 import sys
@@ -67,11 +68,12 @@ class Terminal:
         """Press keys."""
         os.write(self.master, keys.encode())
 
-    def resize(self, width: int, height: int) -> None:
-        """As if its window were made larger or smaller."""
-        self.screen.resize(height, width)
-        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-        self.process.send_signal(28)  # SIGWINCH, which the kernel sends only to a terminal's own session
+    def leave(self, how: str | signal.Signals) -> None:
+        """By keys or by a signal."""
+        if isinstance(how, signal.Signals):
+            self.process.send_signal(how)
+        else:
+            self.type(how)
 
     async def ended(self) -> int:
         """Its exit code."""
