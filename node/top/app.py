@@ -81,6 +81,7 @@ class Top(App[None]):
         self._searched: int | None = None
         self._said = ""
         self._chosen: str | None = None  # the request under the cursor; None: the newest, whichever that is
+        self._first = 0  # of the decisions, the topmost on the screen
         self._scrolled = 0
 
     def compose(self) -> ComposeResult:
@@ -305,21 +306,19 @@ class Top(App[None]):
             hidden = said((f"{glyphs.more} {len(lines) - most + 1} lines more: keys 2 and 3", "dim"))
             lines = [*lines[: most - 1], hidden] if most else []
         empty = "No request has ended yet." if self._filter.empty else "No request is like that."
-        listed = [as_line(each, there, glyphs) for each in rows] or [said((empty, "dim"))]
         room = self.size.height - 2 - len(notices) - len(lines) - 2 - len(more) - self.query_one("#filter").display
-        pane = self.query_one("#list", Pane)
-        first = min(max(pane.first, at - max(1, room) + 1), at, max(0, len(listed) - max(1, room)))
-        cursor = at if rows else None
+        room = max(1, room)
+        self._first = first = min(max(self._first, at - room + 1), at, max(0, len(rows) - room))
+        listed = [as_line(each, there, glyphs) for each in rows[first : first + room]]
         self._lay(
             heading=top,
             notices=notices,
             board=lines,
             **{"list-head": [title("Decisions", self._note(rows), width, glyphs), head(there, glyphs)]},
-            list=listed,
+            list=listed or [said((empty, "dim"))],
             details=more,
             foot=foot,
-            first=first,
-            cursor=cursor,
+            cursor=at - first if rows else None,
         )
 
     def _note(self, rows: list[DecisionRow]) -> str:
@@ -330,7 +329,7 @@ class Top(App[None]):
         more = " or more" if len(rows) == _MOST_FOUND else ""
         return f"{self._filter}: {len(rows)}{more}{of}, esc: all"
 
-    def _lay(self, *, first: int = 0, cursor: int | None = None, **panes: list[Text]) -> None:
+    def _lay(self, *, cursor: int | None = None, **panes: list[Text]) -> None:
         """Give every pane its lines and its height. What is not named has neither."""
         for pane in self.query(Pane):
             lines = panes.get(pane.id or "", [])
@@ -338,7 +337,7 @@ class Top(App[None]):
             pane.display = bool(lines) or grows
             pane.styles.height = "1fr" if grows else len(lines)
             if pane.id == "list":
-                pane.show(lines, first=first, cursor=cursor)
+                pane.show(lines, cursor=cursor)
             elif pane.id == "board" and grows:
                 self._scrolled = min(self._scrolled, max(0, len(lines) - max(1, pane.size.height)))
                 pane.show(lines, first=self._scrolled)

@@ -228,7 +228,7 @@ def _refused(place: Place, answer: httpx.Response, no_key: tuple[str, ...]) -> T
         refusal = (told.message,) if answer.status_code == 403 and told.message else ()
         return Trouble(kind=Kind.LOCKED, said=said, advice=(*refusal, *which, *no_key))
     if answer.status_code in (429, 503) and told.message:
-        return Trouble(kind=Kind.BUSY, said=f"{place.url} is there, but not for one more: {told.message}")
+        return Trouble(kind=Kind.BUSY, said=f"{place.url} shows nothing at the moment: {told.message}")
     return _foreign(place, f"status {answer.status_code}")
 
 

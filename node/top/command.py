@@ -17,6 +17,7 @@ from node.settings import Settings
 if TYPE_CHECKING:
     from node.top.client import Client
     from node.top.glyphs import Glyphs
+    from node.top.target import Target
 
 _EXAMPLES = """\
 examples:
@@ -59,7 +60,6 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def run(options: argparse.Namespace, settings: Settings) -> int:
     """Show it until the reader leaves, or once. Returns the exit code. Raises `SettingsError`."""
     from node.errors import SettingsError
-    from node.top import target
     from node.top.client import Client
     from node.top.glyphs import ASCII, UNICODE
 
@@ -69,13 +69,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         raise SettingsError("--admin is this machine's own admin port: leave --url out, or --admin")
     if options.json and not options.once:
         raise SettingsError("--json: goes with --once")
-    find: Callable[[], target.Target]
-    if options.url is not None:
-        named = target.named(options.url, options.key_file)
-        find = lambda: named  # noqa: E731 - read once: the file may be a pipe
-    else:
-        find = lambda: target.here(settings, os.environ, admin_only=options.admin)  # noqa: E731
-    client = Client(find)
+    client = Client(_finder(options, settings))
     glyphs = ASCII if options.ascii or not _writes_blocks() else UNICODE
     if options.once:
         return asyncio.run(_once(client, glyphs, as_json=options.json))
@@ -87,6 +81,16 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
     app = Top(client, glyphs)
     app.run(mouse=False)  # the mouse stays the terminal's, which selects and copies with it
     return app.return_code or 0
+
+
+def _finder(options: argparse.Namespace, settings: Settings) -> Callable[[], Target]:
+    """Says before each try where to look."""
+    from node.top import target
+
+    if options.url is None:
+        return lambda: target.here(settings, os.environ, admin_only=options.admin)
+    named = target.named(options.url, options.key_file)  # once: the file may be a pipe
+    return lambda: named
 
 
 async def _once(client: Client, glyphs: Glyphs, *, as_json: bool) -> int:

@@ -36,7 +36,10 @@ class Pane(Widget):
         strip = strip.adjust_cell_length(self.size.width)
         return strip if line is None or not line[1] else strip.apply_style(self.app.console.get_style("reverse"))
 
-    def _line_at(self, y: int) -> tuple[Text, bool] | None:
-        """The text on line `y` of the screen, and whether it is marked."""
+    def _line_at(self, y: int) -> tuple[Text, bool, str] | None:
+        """The text on line `y` of the screen, whether it is marked, and its style, which texts do not compare."""
         at = self.first + y
-        return (shown(self.lines[at]), at == self.cursor) if at < len(self.lines) else None
+        if at >= len(self.lines):
+            return None
+        line = shown(self.lines[at])
+        return line, at == self.cursor, str(line.style)

@@ -66,7 +66,7 @@ _PROVIDER_COLUMNS: Final = (
     Column(head="counts on", width=9, right=True, from_width=102),
     Column(head="answers", width=7, right=True, from_width=92),
     Column(head="tokens", width=7, right=True, from_width=110),
-    Column(head="spent", width=9, right=True),
+    Column(head="spent", width=10, right=True),
 )
 
 
