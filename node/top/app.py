@@ -14,21 +14,20 @@ from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
-from node.dashboard.feed import DecisionRow, Hello, Tick
+from node.dashboard.feed import Hello, Tick
 from node.top import board
 from node.top.board import View
 from node.top.client import Away, CannotRead, Client
 from node.top.decisions import as_line, columns, details
-from node.top.figures import clock, count
 from node.top.filter import HINT, NOBODY, Filter, FilterError, parse_filter
 from node.top.glyphs import Glyphs
 from node.top.lines import fitted, head, said, title
+from node.top.listing import Listing
 from node.top.pane import Pane
-from node.top.seen import Kind, Seen, joined
+from node.top.seen import Kind, Seen
 
 _LEAST_LIST: Final = 6  # lines for the decisions: a rule, a head, and four of them
 _ROOM_FOR_DETAILS: Final = 34
-_MOST_FOUND: Final = 100
 _FOOT: Final = "1-4 views  / filter  w by whom  enter details  space hold  ? keys  q quit"
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -76,12 +75,8 @@ class Top(App[None]):
         self._view = View.OVERVIEW
         self._help = False
         self._details: bool | None = None  # None: if there is room
-        self._filter = Filter()
-        self._found: list[DecisionRow] = []
-        self._searched: int | None = None
+        self._listing = Listing()
         self._said = ""
-        self._chosen: str | None = None  # the request under the cursor; None: the newest, whichever that is
-        self._first = 0  # of the decisions, the topmost on the screen
         self._scrolled = 0
 
     def compose(self) -> ComposeResult:
@@ -115,13 +110,10 @@ class Top(App[None]):
                 case Hello():
                     self.seen.url = self._client.place.url
                     self.seen.begin(each)
-                    if not self._filter.empty:
-                        self._search()
+                    self._search()
                 case Tick():
                     self.seen.go_on(each)
-                    if not self._filter.empty:
-                        fresh = [row for row in each.decisions if self._filter.matches(row)]
-                        self._found = joined(fresh, self._found, _MOST_FOUND)
+                    self._listing.add(each.decisions)
                 case Away():
                     self.seen.url = self._client.place.url
                     self.seen.stop(each.trouble, time.monotonic() + each.pause_s)
@@ -154,10 +146,10 @@ class Top(App[None]):
             self._help = False
         elif entry.display:
             self._close(entry)
-        elif not self._filter.empty:
+        elif not self._listing.filter.empty:
             self._look_for(Filter())
-        elif self._chosen is not None:
-            self._chosen = None
+        elif self._listing.chosen is not None:
+            self._listing.chosen = None
         else:
             self._view = View.OVERVIEW
         self._draw()
@@ -182,7 +174,7 @@ class Top(App[None]):
     def action_filter(self) -> None:
         """Ask for a filter."""
         entry = self.query_one("#filter", Input)
-        entry.value = str(self._filter)
+        entry.value = str(self._listing.filter)
         entry.display = True
         self.set_focus(entry)  # at once: the next key is meant for it
         self._draw()
@@ -208,17 +200,15 @@ class Top(App[None]):
         """Decisions of the next one who answered, and after the last of all again."""
         there = [] if self.seen.now is None else [each.name for each in self.seen.now.providers]
         names = [None, "local", "cache", *there, NOBODY]
-        at = names.index(self._filter.backend) if self._filter.backend in names else 0
-        self._look_for(replace(self._filter, backend=names[(at + 1) % len(names)]))
+        at = names.index(self._listing.filter.backend) if self._listing.filter.backend in names else 0
+        self._look_for(replace(self._listing.filter, backend=names[(at + 1) % len(names)]))
 
     def action_move(self, by: int) -> None:
         """Another decision, or another part of a long view."""
         if self._help or self._view in (View.MODELS, View.PROVIDERS):
             self._scrolled = max(0, self._scrolled + by)
         else:
-            rows = self._rows()
-            at = max(0, min(len(rows) - 1, self._at(rows) + by))
-            self._chosen = rows[at].request_id if rows and at else None
+            self._listing.move(by, self._listing.rows(self.seen, self._held))
         self._draw()
 
     def action_page(self, by: int) -> None:
@@ -233,14 +223,14 @@ class Top(App[None]):
 
     def _look_for(self, wanted: Filter) -> None:
         """Filter what is here at once; the node, which remembers more, is asked too."""
-        self._filter, self._chosen, self._searched, self._said = wanted, None, None, ""
-        self._found = [] if wanted.empty else [row for row in self.seen.rows if wanted.matches(row)]
+        self._listing.look_for(wanted, self.seen)
+        self._said = ""
         self._search()
         self._draw()
 
     def _search(self) -> None:
-        if not self._filter.empty and self.seen.live:
-            self.run_worker(self._ask(self._filter), name="search", group="search", exclusive=True)
+        if not self._listing.filter.empty and self.seen.live:
+            self.run_worker(self._ask(self._listing.filter), name="search", group="search", exclusive=True)
 
     async def _ask(self, wanted: Filter) -> None:
         try:
@@ -248,19 +238,10 @@ class Top(App[None]):
         except CannotRead as error:
             self._said = error.trouble.said
         else:
-            self._found, self._searched = list(answer.decisions), answer.searched
+            self._listing.answer(answer)
         self._draw()
 
     # What is drawn
-
-    def _rows(self) -> list[DecisionRow]:
-        if not self._filter.empty:
-            return self._found if self._held is None else [row for row in self._held.rows if self._filter.matches(row)]
-        return self.seen.rows if self._held is None else self._held.rows
-
-    def _at(self, rows: list[DecisionRow]) -> int:
-        """Where the chosen decision is by now."""
-        return next((at for at, each in enumerate(rows) if each.request_id == self._chosen), 0)
 
     def _with_details(self) -> bool:
         return self.size.height >= _ROOM_FOR_DETAILS if self._details is None else self._details
@@ -296,8 +277,9 @@ class Top(App[None]):
 
     def _lay_list(self, top: list[Text], notices: list[Text], lines: list[Text], foot: list[Text], width: int) -> None:
         """The decisions below everything else, which leaves them some lines at least."""
-        glyphs, rows, there = self._glyphs, self._rows(), columns(width)
-        at = self._at(rows)
+        glyphs, listing, there = self._glyphs, self._listing, columns(width)
+        rows = listing.rows(self.seen, self._held)
+        at = listing.at(rows)
         more = details(rows[at], width, glyphs) if rows and self._with_details() else []
         if more:
             more = [title("This one", rows[at].request_id[-8:], width, glyphs), *more]
@@ -305,29 +287,21 @@ class Top(App[None]):
         if len(lines) > most:
             hidden = said((f"{glyphs.more} {len(lines) - most + 1} lines more: keys 2 and 3", "dim"))
             lines = [*lines[: most - 1], hidden] if most else []
-        empty = "No request has ended yet." if self._filter.empty else "No request is like that."
+        empty = "No request has ended yet." if self._listing.filter.empty else "No request is like that."
         room = self.size.height - 2 - len(notices) - len(lines) - 2 - len(more) - self.query_one("#filter").display
         room = max(1, room)
-        self._first = first = min(max(self._first, at - room + 1), at, max(0, len(rows) - room))
+        first = listing.first(rows, room)
         listed = [as_line(each, there, glyphs) for each in rows[first : first + room]]
         self._lay(
             heading=top,
             notices=notices,
             board=lines,
-            **{"list-head": [title("Decisions", self._note(rows), width, glyphs), head(there, glyphs)]},
+            **{"list-head": [title("Decisions", listing.note(rows, self._held), width, glyphs), head(there, glyphs)]},
             list=listed or [said((empty, "dim"))],
             details=more,
             foot=foot,
             cursor=at - first if rows else None,
         )
-
-    def _note(self, rows: list[DecisionRow]) -> str:
-        """What the list is of."""
-        if self._filter.empty:
-            return "newest first" if self._held is None else f"as of {clock(self._held.at_s)}"
-        of = "" if self._searched is None else f" of the last {count(self._searched)}"
-        more = " or more" if len(rows) == _MOST_FOUND else ""
-        return f"{self._filter}: {len(rows)}{more}{of}, esc: all"
 
     def _lay(self, *, cursor: int | None = None, **panes: list[Text]) -> None:
         """Give every pane its lines and its height. What is not named has neither."""

@@ -81,10 +81,11 @@ def tiles(seen: Seen, now: Now, width: int, glyphs: Glyphs, *, notes: bool) -> l
     in_budget = kept if promised else part_of(total.promises_kept, total.promises)
     since = "last 5 min" if promised else "since the start" if total.promises else "no stream yet"
     left, of, tone = _left(now.budget)
+    each = width // 6
     parts = (
         ("Answered", per_second(answered_per_s), f"{number(_mean(recent, _tokens))} tok/s", "bold"),
         (
-            "Kept here",
+            "Stayed here" if each > len("Stayed here") else "Stayed",
             share(part_of(answered - total.cloud, answered)),
             f"{count(answered - total.cloud)} of {count(answered)}",
             "bold",
@@ -92,9 +93,8 @@ def tiles(seen: Seen, now: Now, width: int, glyphs: Glyphs, *, notes: bool) -> l
         ("In budget", share(in_budget), since, "bold yellow" if kept is not None and kept < 0.95 else "bold"),
         ("Spent", dollars(total.spent_nano_usd), f"in {duration(now.uptime_s)}", "bold"),
         ("Saved", dollars(total.reference_nano_usd - total.spent_nano_usd), "at list prices", "bold"),
-        ("Left", left, of or "no budget", tone),
+        ("Budget left" if each > len("Budget left") else "Left", left, of or "no budget", tone),
     )
-    each = max(10, width // len(parts))
     lines = [
         _joined([(name, "dim") for name, _, _, _ in parts], each, glyphs),
         _joined([(value, style) for _, value, _, style in parts], each, glyphs),

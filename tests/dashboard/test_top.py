@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Input
 
 from node import cli
 from node.dashboard.feed import Hello
@@ -76,6 +77,11 @@ class Watcher:
 
     def decisions(self) -> list[str]:
         return visible(self.app.query_one("#list", Pane))
+
+    async def filters(self, text: str) -> None:
+        await self.pilot.press("slash")
+        self.app.query_one(Input).value = text
+        await self.pilot.press("enter")
 
     async def sees(self, *texts: str | Callable[[], bool]) -> None:
         def there() -> bool:
@@ -146,36 +152,18 @@ async def test_filter_asks_the_node_and_says_what_it_does_not_know(scripted: Scr
         await reader.sees("who=cache: 1 of the last 6", lambda: len(reader.decisions()) == 1)
         await reader.pilot.press("escape")
         await reader.sees(lambda: len(reader.decisions()) == 6)
-        await reader.pilot.press("slash", *"why=bad", "enter")
+        await reader.filters("why=bad")
         await reader.sees("why=bad: choose one of within_budget")
-        await reader.pilot.press("escape", "slash", *"who=none why=private", "enter")
+        await reader.pilot.press("escape")
+        await reader.filters("who=none why=private")
         await reader.sees("who=none why=private_not_servable: 1 of the last 6", lambda: len(reader.decisions()) == 1)
-        await reader.pilot.press("escape", "slash", *wanted[-10:].upper(), "enter")
+        await reader.filters(wanted[-10:].upper())
         await reader.sees(": 1 of the last 6", wanted)
-        await reader.pilot.press("escape", "slash", *"nothing", "enter")
+        await reader.filters("nothing")
         await reader.sees("No request is like that.")
 
 
-async def test_screen_can_be_held_while_requests_go_on(tmp_path: Path) -> None:
-    async with emulated() as cloud, running(cloud, tmp_path) as node, watching(node.url) as reader:
-        await reader.sees("No request has ended yet.")
-        await reader.pilot.press("space")
-        await reader.sees("held at")
-        await node.chat(max_tokens=3)
-        await until(lambda: reader.app.seen.rows)
-        assert "No request has ended yet." in reader.text()
-        await reader.pilot.press("space")
-        await reader.sees("live", lambda: "holysheep" in reader.decisions()[0])
-        first = reader.app.seen.rows[0].request_id
-        for _ in range(2):
-            await node.chat(max_tokens=3)
-        await reader.sees(lambda: len(reader.decisions()) == 3)
-        await reader.pilot.press("end")
-        await node.chat(max_tokens=3)
-        await reader.sees(lambda: len(reader.decisions()) == 4, f"{first}  key")  # the cursor stays where it was put
-
-
-async def test_it_waits_for_a_node_and_survives_its_restart(tmp_path: Path) -> None:
+async def test_it_waits_for_a_node_can_be_held_still_and_survives_a_restart(tmp_path: Path) -> None:
     async with emulated() as cloud:
         node = NodeProcess(cloud, tmp_path)
         node.configure()
@@ -185,9 +173,22 @@ async def test_it_waits_for_a_node_and_survives_its_restart(tmp_path: Path) -> N
             try:
                 await node.until_ready()
                 await reader.pilot.press("r")
-                await reader.sees("live")
+                await reader.sees("live", "No request has ended yet.")
+                await reader.pilot.press("space")
+                await reader.sees("held at")
                 await node.chat(max_tokens=3)
-                await reader.sees(lambda: len(reader.decisions()) == 1, "holysheep")
+                await until(lambda: reader.app.seen.rows)
+                assert "No request has ended yet." in reader.text()
+                await reader.pilot.press("space")
+                await reader.sees("live", lambda: "holysheep" in reader.decisions()[0])
+                await node.chat(max_tokens=3)
+                await reader.sees(lambda: len(reader.decisions()) == 2)
+                await reader.pilot.press("end")
+                chosen = reader.app.seen.rows[1].request_id
+                await node.chat(max_tokens=3)
+                await reader.sees(
+                    lambda: len(reader.decisions()) == 3, f"{chosen}  key"
+                )  # though one has come above it
                 node.send(signal.SIGTERM)
                 await node.ended()
                 await reader.sees("gone since", "These figures are of", "holysheep")
