@@ -17,6 +17,7 @@ from node.errors import SettingsError, SpillwayError
 from node.settings import Settings, load_settings
 from node.simulate import command as simulator
 from node.store_place import place_for
+from node.top import command as top
 
 _DEFAULT_CONFIG = Path("spillway.yaml")
 
@@ -45,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
             return ledger_command.run(options, settings, configured=path is not None)
         if options.command == "audit":
             return auditor.run(options, settings, emulated=path is None and not settings.providers)
+        if options.command == "top":
+            return top.run(options, settings)
         settings = _overridden(settings, options)
         # Importing the server takes a second; a mistake in the settings is told before that.
         from node.serve import serve
@@ -144,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         calibrate.add_command(commands),
         usage_command.add_command(commands),
         ledger_command.add_command(commands),
+        top.add_command(commands),
         *auditor.add_command(commands),
     ):
         add_config(command)

@@ -1,4 +1,5 @@
-"""Plays some minutes on a node with the demo model and an emulated cloud, and takes pictures of its page in each state.
+"""Plays some minutes on a node with the demo model and an emulated cloud, and takes pictures of its page in each state,
+and of `spillway top`.
 
 Calm, a burst that overflows, an engine that is killed and comes back; then nobody there, and a locked page.
 """
@@ -10,6 +11,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -28,12 +30,18 @@ from _harness.process import CannotRun, Service, free_port
 from PIL import Image
 from playwright.async_api import Browser, Page, Route, async_playwright
 
+from node.top.app import Top
+from node.top.client import Client
+from node.top.glyphs import UNICODE
+from node.top.target import named
+
 OUT = Path(__file__).resolve().parents[1] / "docs" / "dashboard"
 MOST_BYTES = 150_000
 _KEY = "screenshots"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _QUESTIONS = ("What is Spillway?", "Say hello.", "Count to five.", "Which model is this?", "What does overflow mean?")
 _WIDE, _PHONE = (1280, 860), (390, 844)
+_TERMINAL = (140, 44)
 # (seconds, requests per second)
 _DAY = ((45, 2.0), (20, 14.0), (25, 2.0))
 _AFTER_THE_KILL = ((170, 3.0),)
@@ -122,6 +130,23 @@ class Camera:
             raise CannotRun(f"{path.name} is larger than {MOST_BYTES:,} bytes")
 
 
+async def terminal(camera: Camera, url: str) -> Page:
+    """What `spillway top` draws, with the browser's own fonts: the file names one on a server."""
+    place = named(url, None)
+    app = Top(Client(lambda: place), UNICODE)
+    async with app.run_test(size=_TERMINAL) as pilot:
+        while not app.seen.live:
+            await pilot.pause(0.1)
+        await pilot.pause(2.5)
+        drawn = app.export_screenshot(title="spillway top")
+    drawn = re.sub(r"@font-face \{.*?\}", "", drawn, flags=re.DOTALL)
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn)
+    assert box is not None
+    page = await camera.page((_WIDE[0], round(_WIDE[0] * float(box[2]) / float(box[1]))))
+    await page.set_content(f'<body style="margin: 0">{drawn}')
+    return page
+
+
 async def never(route: Route) -> None:
     """A node that takes a request and says nothing."""
     await asyncio.sleep(3600)
@@ -148,6 +173,7 @@ async def busy_states(camera: Camera, node: Service, rng: random.Random) -> None
     await ready.wait_for(timeout=1000 * (_AFTER_THE_KILL[0][0] - 10))
     await page.wait_for_timeout(15_000)
     await camera.take(page, "live")
+    await camera.take(await terminal(camera, node.url), "top")
     await camera.take(page, "engines", "#engines")
     await camera.take(page, "decisions", "#decisions")
     await camera.take(await camera.live(node.url, theme="dark"), "dark")

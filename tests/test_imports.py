@@ -31,6 +31,7 @@ KNOWN = {
     "node.local.arguments": {"huggingface_hub.errors.StrictDataclassError", "huggingface_hub.errors"},
     "node.store.copying": {"psycopg", "psycopg.sql"},  # the operator's own database
     "node.audit.proving_ground": {"httpx"},
+    "node.top.client": {"httpx"},  # `spillway top`, which asks the node that the operator names
     # Traces, to the operator's own collector: the guard lets its thread connect there, and to nobody else.
     "node.traces.export": {"requests", f"{OTLP}.OTLPSpanExporter", OTLP},
 }
@@ -150,7 +151,7 @@ def test_nobody_starts_a_process_that_could_connect_in_its_place() -> None:
             assert calls(path) & (spawning | starting) == set(), module
 
 
-def test_node_that_serves_has_nothing_of_the_proof_in_it() -> None:
+def test_node_that_serves_has_nothing_of_the_proof_or_of_top_in_it() -> None:
     """Not through others either: what `node.serve` imports, and all that those import."""
     sources = dict(modules())
     reached: set[str] = set()
@@ -160,6 +161,17 @@ def test_node_that_serves_has_nothing_of_the_proof_in_it() -> None:
         ahead = {name for each in ahead for name in imports(sources[each]) if name in sources} - reached
     assert {"node.app", "node.local.engine", "node.audit.refusals"} <= reached
     assert not reached & set(PROOF)
+    assert not any(under(name, "node.top") for name in reached)
+
+
+def test_only_top_knows_the_library_that_it_draws_with_and_the_command_line_not_even_that() -> None:
+    for module, path in modules():
+        if not under(module, "node.top"):
+            drawing = [name for name in imports(path) if under(name, "textual", "rich", "node.top")]
+            assert not drawing or (module, set(drawing)) == ("node.cli", {"node.top", "node.top.command"}), module
+    at_the_top = ast.parse((ROOT / "top" / "command.py").read_text(encoding="utf-8")).body
+    names = {each.module or "" for each in at_the_top if isinstance(each, ast.ImportFrom)}
+    assert not any(under(name, "textual", "rich", "httpx", "node.top") for name in names)
 
 
 def test_no_module_is_imported_under_a_name_that_cannot_be_read_here() -> None:

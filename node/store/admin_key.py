@@ -27,6 +27,14 @@ def admin_key(folder: Path, environ: Mapping[str, str]) -> str:
     try:
         with suppress(FileExistsError):
             return _made(path)
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}. Set {ENV}, or another store.folder") from error
+    return read_admin_key(path)
+
+
+def read_admin_key(path: Path) -> str:
+    """The key that is kept in `path`. Raises `SettingsError` as `admin_key` does."""
+    try:
         if path.stat().st_mode & 0o077:
             raise SettingsError(f"{path}: others can read it; run chmod 600, or remove it to have a new one made")
         return _checked(path.read_text().strip(), str(path))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import signal
 from pathlib import Path
 from typing import Literal
@@ -13,6 +15,7 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, expect
 
+from node.dashboard.reasons import SENTENCES
 from node.routing.values import Reason
 from tests.serve.node_process import ADMIN_KEY, NodeProcess, chat, emulated, running
 
@@ -220,7 +223,8 @@ async def test_nothing_sticks_out_and_axe_finds_nothing_serious(
         assert [(each["id"], [one["html"][:120] for one in each["nodes"]][:3]) for each in serious] == []
 
 
-def test_page_has_a_sentence_for_every_reason() -> None:
+def test_page_and_terminal_have_the_same_sentence_for_every_reason() -> None:
     source = (_STATIC / "reasons.js").read_text(encoding="utf-8")
-    known = {line.split(":")[0].strip() for line in source.splitlines() if line.startswith("  ")}
-    assert known == {reason.value for reason in Reason}
+    said = {name: json.loads(text) for name, text in re.findall(r'^  (\w+): (".*"),$', source, re.MULTILINE)}
+    assert said == dict(SENTENCES)
+    assert set(SENTENCES) == {reason.value for reason in Reason}

@@ -1,4 +1,4 @@
-// Why a request went where it went, in a sentence. docs/route.md has the rules; a test holds the two together.
+// Why a request went where it went, in a sentence: the same as in node/dashboard/reasons.py, which a test holds to this.
 
 export const REASONS = {
   within_budget: "The engine was going to answer within the budget.",

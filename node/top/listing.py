@@ -1,0 +1,67 @@
+"""The list of decisions: which of them are in it, which one is chosen, and which part of it is to be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from node.dashboard.feed import DecisionRow, Decisions
+from node.top.figures import clock, count
+from node.top.filter import Filter
+from node.top.seen import Seen, joined
+
+_MOST_FOUND: Final = 100  # the node's own bound on an answer
+
+
+class Listing:
+    """All of the last decisions, or those that a filter finds. The newest one is chosen until another one is."""
+
+    def __init__(self) -> None:
+        self.filter = Filter()
+        self.chosen: str | None = None
+        self._found: list[DecisionRow] = []
+        self._searched: int | None = None
+        self._first = 0
+
+    def look_for(self, wanted: Filter, seen: Seen) -> None:
+        """Filter what has been seen; the node remembers more, and its `answer` is to follow."""
+        self.filter, self.chosen, self._searched = wanted, None, None
+        self._found = [] if wanted.empty else [row for row in seen.rows if wanted.matches(row)]
+
+    def answer(self, found: Decisions) -> None:
+        """What the node found for the filter."""
+        self._found, self._searched = list(found.decisions), found.searched
+
+    def add(self, fresh: Sequence[DecisionRow]) -> None:
+        """Decisions of this second."""
+        if not self.filter.empty:
+            self._found = joined([row for row in fresh if self.filter.matches(row)], self._found, _MOST_FOUND)
+
+    def rows(self, seen: Seen, held: Seen | None) -> list[DecisionRow]:
+        """Newest first; `held` is how all stood when the screen was held."""
+        if held is not None:
+            return [row for row in held.rows if self.filter.matches(row)]
+        return seen.rows if self.filter.empty else self._found
+
+    def at(self, rows: Sequence[DecisionRow]) -> int:
+        """Where in `rows` the chosen one is by now."""
+        return next((at for at, each in enumerate(rows) if each.request_id == self.chosen), 0)
+
+    def move(self, by: int, rows: Sequence[DecisionRow]) -> None:
+        """Choose another one, `by` further down."""
+        at = max(0, min(len(rows) - 1, self.at(rows) + by))
+        self.chosen = rows[at].request_id if rows and at else None
+
+    def first(self, rows: Sequence[DecisionRow], room: int) -> int:
+        """The topmost to be seen, so that the chosen one is among the `room` that are, and little moves."""
+        at = self.at(rows)
+        self._first = min(max(self._first, at - room + 1), at, max(0, len(rows) - room))
+        return self._first
+
+    def note(self, rows: Sequence[DecisionRow], held: Seen | None) -> str:
+        """What the list is of."""
+        if self.filter.empty:
+            return "newest first" if held is None else f"as of {clock(held.at_s)}"
+        of = "" if self._searched is None else f" of the last {count(self._searched)}"
+        more = " or more" if len(rows) == _MOST_FOUND else ""
+        return f"{self.filter}: {len(rows)}{more}{of}, esc: all"

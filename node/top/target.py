@@ -1,0 +1,104 @@
+"""Where `top` looks, and which key goes there.
+
+The node on this machine is found by the settings, as the other commands find it. Its public port is asked first, and
+without a key, because a node without keys shows its figures to this machine. Only if that wants a key, the admin port
+is asked with the admin key. That one listens on loopback only, so the key does not leave the machine.
+
+A place that is named (`--url`) gets a key only if one is named as well (`--key-file`): what answers there may be
+another node, or nobody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from node.errors import SettingsError
+from node.settings import Settings, admin_port, is_loopback
+from node.store.admin_key import ENV, FILE, read_admin_key
+from node.store.database import data_folder
+
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+_SOMEBODY_ELSE = "If the node runs as another user: sudo -u THAT_USER spillway top."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One address to ask, with the key it gets and where that came from; None: none."""
+
+    url: str
+    key: str | None = field(default=None, repr=False)
+    key_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Places to ask in turn until one of them does not want another key. `no_key` says why there is none to try."""
+
+    places: tuple[Place, ...]
+    no_key: tuple[str, ...] = ()
+
+
+def here(settings: Settings, environ: Mapping[str, str], *, admin_only: bool = False) -> Target:
+    """The node that these settings start on this machine. Raises `SettingsError` where its port cannot be known."""
+    listen = settings.listen
+    if listen.port == 0:
+        raise SettingsError(
+            "listen.port is 0, so the node may be on any port: name it with --url http://127.0.0.1:PORT"
+        )
+    host = _EVERYWHERE.get(listen.host, listen.host)
+    public = Place(url=f"http://{_bracketed(host)}:{listen.port}")
+    port = admin_port(settings)
+    admin_url = f"http://{_bracketed(settings.admin.host)}:{port}"
+    places = () if admin_only else (public,)
+    if port == 0:
+        return Target(places=places or (public,), no_key=("The admin port is any free one: set admin.port.",))
+    try:
+        key, key_from = _kept_key(settings, environ)
+    except SettingsError as error:
+        no_key = (f"The key was looked for and not found: {error.message}.", _SOMEBODY_ELSE)
+        return Target(places=places or (Place(url=admin_url),), no_key=no_key)
+    return Target(places=(*places, Place(url=admin_url, key=key, key_from=key_from)))
+
+
+def named(url: str, key_file: Path | None) -> Target:
+    """The node at `url`. Raises `SettingsError` for what is no address, and for a key that would go over a network as
+    plain text."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise SettingsError(f"--url {url}: {error}") from error
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment or parts.username is not None:
+        raise SettingsError(f"--url {url}: expected an address such as http://127.0.0.1:8000")
+    base = f"{parts.scheme}://{_bracketed(host)}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
+    if key_file is None:
+        return Target(
+            places=(Place(url=base),),
+            no_key=("No key is sent to a place named with --url unless --key-file names one.",),
+        )
+    if parts.scheme == "http" and not is_loopback(host):
+        raise SettingsError(
+            f"--key-file: the key would go to {host} unencrypted. Use https, or SSH "
+            f"(ssh -L 8001:127.0.0.1:8001 {host}) and --url http://127.0.0.1:8001"
+        )
+    try:
+        key = key_file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--key-file {key_file}: {getattr(error, 'strerror', None) or 'not text'}") from error
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise SettingsError(f"--key-file {key_file}: holds no key")
+    return Target(places=(Place(url=base, key=key, key_from=str(key_file)),))
+
+
+def _kept_key(settings: Settings, environ: Mapping[str, str]) -> tuple[str, str]:
+    if given := environ.get(ENV):
+        return given, f"${ENV}"
+    path = data_folder(settings.store.folder, environ) / FILE
+    return read_admin_key(path), str(path)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
