@@ -6,7 +6,7 @@ allowance, a share of all requests that could have left: whoever breaks fewer is
 
 from __future__ import annotations
 
-_HERE_TARGET = 0.003
+_HERE_TARGET = 0.002
 _CLOUD_TARGET = 0.002
 _CAUTION_STEP = 0.4
 # The share of predictions that may be exceeded, as a power of ten: one in 30, one in 3, one in 300.
