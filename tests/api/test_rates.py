@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from node.api.rates import RateLimits
-from node.backend import Kind
 from node.caller import Caller
 from node.dispatch.outcome import Ending, Outcome
 from node.errors import MoreThanAMinute, RateLimited, render
 from node.money import Usage
-from node.routing.values import Features, Reason, Residency
+from node.routing.values import Features, Residency
+from tests.outcomes import SERVED_HERE
 
 REQUEST = Features(
     request_id="r",
@@ -32,28 +32,7 @@ REQUEST = Features(
     give_up_s=60.0,
     tenant="app",
 )
-OUTCOME = Outcome(
-    request_id="r",
-    kind=Kind.CHAT,
-    model="demo",
-    tenant="app",
-    ending=Ending.DONE,
-    backend="local",
-    served_model="demo",
-    reason=Reason.WITHIN_BUDGET,
-    attempts=1,
-    queue_s=0.0,
-    ttft_s=None,
-    predicted_ttft_s=None,
-    ttft_budget_s=2.0,
-    total_s=1.0,
-    prompt_bytes=400,
-    usage=Usage(90, 110),
-    cost_nano_usd=0,
-    reference_nano_usd=None,
-    error_code=None,
-    most_tokens=REQUEST.most_tokens,
-)
+OUTCOME = replace(SERVED_HERE, prompt_bytes=400, usage=Usage(90, 110), most_tokens=REQUEST.most_tokens)
 CALLER = Caller("app", requests_per_minute=3, tokens_per_minute=1000)
 
 

@@ -5,35 +5,15 @@ from dataclasses import replace
 import pytest
 
 from node.audit.refusals import refusal_row, refused_by
-from node.backend import Kind
-from node.dispatch.outcome import Ending, Outcome
+from node.dispatch.outcome import Ending
 from node.errors import EngineDied, PrivateNotServable, Refused
 from node.routing.permit import EgressForbidden
 from node.routing.values import EngineState, Reason
 from tests.dispatch.doubles import House, ScriptedBackend, ScriptedEngine, named
 from tests.dispatch.virtual_time import in_virtual_time
+from tests.outcomes import SERVED_HERE
 
-SERVED = Outcome(
-    request_id="r",
-    kind=Kind.CHAT,
-    model="demo",
-    tenant="alice",
-    ending=Ending.DONE,
-    backend="local",
-    served_model="demo",
-    reason=Reason.WITHIN_BUDGET,
-    attempts=1,
-    queue_s=0.0,
-    ttft_s=None,
-    predicted_ttft_s=None,
-    ttft_budget_s=1.0,
-    total_s=1.0,
-    prompt_bytes=77,
-    usage=None,
-    cost_nano_usd=0,
-    reference_nano_usd=None,
-    error_code=None,
-)
+SERVED = replace(SERVED_HERE, tenant="alice", prompt_bytes=77)
 
 
 @pytest.mark.parametrize(

@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from node.backend import Kind
 from node.dashboard.decisions import DecisionLog, Query, some_of_each
 from node.dispatch.outcome import Ending, Outcome
 from node.routing.values import Reason
+from tests.outcomes import SERVED_HERE
 
 
 def outcome(number: int = 0, **more: Any) -> Outcome:
-    fields: dict[str, Any] = {
-        "request_id": f"id-{number}",
-        "kind": Kind.CHAT,
-        "model": "demo",
-        "tenant": "app",
-        "ending": Ending.DONE,
-        "backend": "local",
-        "served_model": "demo",
-        "reason": Reason.WITHIN_BUDGET,
-        "attempts": 1,
-        "queue_s": 0.01,
-        "ttft_s": 0.2,
-        "predicted_ttft_s": 0.1,
-        "ttft_budget_s": 2.0,
-        "total_s": 0.4,
-        "prompt_bytes": 20,
-        "usage": None,
-        "cost_nano_usd": 0,
-        "reference_nano_usd": None,
-        "error_code": None,
-    }
-    return Outcome(**{**fields, **more})
+    return replace(SERVED_HERE, request_id=f"id-{number}", **more)
 
 
 def test_quiet_second_is_shown_whole_and_in_order() -> None:

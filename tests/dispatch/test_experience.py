@@ -6,33 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from node.backend import Kind
 from node.dispatch.experience import Experience
 from node.dispatch.outcome import Ending, Outcome
 from node.money import Usage
-from node.routing.values import Reason
+from tests.outcomes import SERVED_HERE
 
-DONE = Outcome(
-    request_id="r",
-    kind=Kind.CHAT,
-    model="demo",
-    tenant="t",
-    ending=Ending.DONE,
-    backend="local",
-    served_model="demo",
-    reason=Reason.WITHIN_BUDGET,
-    attempts=1,
-    queue_s=0.0,
-    ttft_s=0.1,
-    predicted_ttft_s=None,
-    ttft_budget_s=2.0,
-    total_s=1.0,
-    prompt_bytes=1000,
-    usage=Usage(500, 40, cached_tokens=250),
-    cost_nano_usd=0,
-    reference_nano_usd=None,
-    error_code=None,
-)
+DONE = replace(SERVED_HERE, tenant="t", ttft_s=0.1, prompt_bytes=1000, usage=Usage(500, 40, cached_tokens=250))
 
 
 def taught(outcome: Outcome, times: int = 200) -> Experience:

@@ -7,33 +7,25 @@ from dataclasses import replace
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from node.backend import Kind
 from node.dispatch.outcome import Ending, Foreseen, Outcome
 from node.metrics.requests import Promise, RequestMetrics, promise_of
 from node.money import Usage
 from node.routing.values import Reason
+from tests.outcomes import SERVED_HERE
 
-CLOUD = Outcome(
-    request_id="r",
-    kind=Kind.CHAT,
-    model="demo",
+CLOUD = replace(
+    SERVED_HERE,
     tenant="a",
-    ending=Ending.DONE,
     backend="holysheep",
     served_model="big",
     reason=Reason.LAST_MOMENT,
-    attempts=1,
     queue_s=0.3,
     ttft_s=0.5,
-    predicted_ttft_s=None,
-    ttft_budget_s=2.0,
     total_s=1.4,
-    prompt_bytes=40,
     usage=Usage(10, 10),
     cost_nano_usd=15_000,
     reference_nano_usd=20_000,
     cloud_nano_usd=15_000,
-    error_code=None,
 )
 LOCAL = replace(
     CLOUD,

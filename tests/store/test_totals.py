@@ -6,33 +6,13 @@ from typing import Any
 
 import msgspec
 
-from node.backend import Kind
 from node.dispatch.outcome import Ending, Outcome
 from node.money import Usage
 from node.routing.values import Reason
 from node.store.totals import Totals
+from tests.outcomes import SERVED_HERE
 
-LOCAL = Outcome(
-    request_id="r",
-    kind=Kind.CHAT,
-    model="demo",
-    tenant="a",
-    ending=Ending.DONE,
-    backend="local",
-    served_model="demo",
-    reason=Reason.WITHIN_BUDGET,
-    attempts=1,
-    queue_s=0.0,
-    ttft_s=0.5,
-    predicted_ttft_s=None,
-    ttft_budget_s=2.0,
-    total_s=1.0,
-    prompt_bytes=40,
-    usage=Usage(10, 5),
-    cost_nano_usd=0,
-    reference_nano_usd=20_000,
-    error_code=None,
-)
+LOCAL = replace(SERVED_HERE, tenant="a", ttft_s=0.5, usage=Usage(10, 5), reference_nano_usd=20_000)
 CLOUD = replace(
     LOCAL, backend="holysheep", reason=Reason.PREDICTED_LATE, cost_nano_usd=15_000, reference_nano_usd=20_001
 )
