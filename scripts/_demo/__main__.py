@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import tempfile
-import time
 import webbrowser
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -35,7 +34,7 @@ _EPILOG = """\
 exit codes: 0 all promises were kept (nothing pinned left, the bill is the ledger's, nothing hung), 1 one was not,
 2 it cannot run here, 130 it was ended early. Ctrl-C ends it at any moment; the report of what was until then comes
 all the same."""
-_AT_REST_WITHIN_S = 10.0
+_LOOKS, _LOOK_AGAIN_S = 100, 0.1
 _GONE_WITHIN_S = 10.0
 
 
@@ -54,6 +53,7 @@ async def run(arguments: argparse.Namespace, stop: asyncio.Event) -> int:
         following = asyncio.create_task(viewer.follow(made.node.url, made.operator))
         play = Play(made, screen, viewer, stop, arguments.seconds, arguments.seed)
         played = await play.run()
+        made.check()
         seen = await _seen(made, played, viewer)
         screen.head("The day, as its clients saw it")
         screen.say(f"\n{text(seen)}")
@@ -117,9 +117,10 @@ async def _seen(made: Stage, played: Played, viewer: Viewer) -> Seen:
 
 async def _at_rest(made: Stage, session: aiohttp.ClientSession) -> None:
     """Until the ledger has no call out any more."""
-    give_up_s = time.monotonic() + _AT_REST_WITHIN_S
-    while (await made.admin(session, "/admin/usage"))["total"]["open"] and time.monotonic() < give_up_s:
-        await asyncio.sleep(0.1)
+    for _ in range(_LOOKS):
+        if not (await made.admin(session, "/admin/usage"))["total"]["open"]:
+            return
+        await asyncio.sleep(_LOOK_AGAIN_S)
 
 
 async def _until_enter(stop: asyncio.Event) -> None:
@@ -153,7 +154,7 @@ def main() -> int:
         "--seconds",
         type=float,
         default=FULL_DAY_S,
-        help="length of the day, 40 at least (default: %(default)g)",
+        help="length of the day, 28 at least (default: %(default)g)",
     )
     add("--json", type=Path, metavar="FILE", help="also write the report to FILE")
     add("--seed", type=int, default=1, help="of the traffic")

@@ -69,7 +69,7 @@ CHAPTERS = (
         "A calm morning: all of it fits into the engine, and is free.",
         "One colour under `Requests answered per second`, local; nothing spent.",
         15,
-        4,
+        2,
         ((0, CALM),),
     ),
     Chapter(
@@ -77,7 +77,7 @@ CHAPTERS = (
         "A burst, three times what the engine can take; then it is calm again.",
         "The queue grows, and what may leave goes at its last safe moment. `hr` stays. Then the overflow closes.",
         35,
-        11,
+        8,
         ((0, CALM), (0.15, 3), (0.55, 3), (0.65, CALM), (1, CALM)),
     ),
     Chapter(
@@ -85,7 +85,7 @@ CHAPTERS = (
         "The engine's process is killed, as a driver or the memory killer would.",
         "Engines: down, starting, ready. The cloud stands in; what is pinned waits for the engine, and never leaves.",
         30,
-        5,
+        3,
         ((0, CALM),),
         (Event(0.1, Act.KILL_ENGINE, "SIGKILL to the engine. The node goes on, and builds another one."),),
     ),
@@ -94,7 +94,7 @@ CHAPTERS = (
         "Busy hours, and the providers fail.",
         "Providers: a breaker opens, the dearer one takes over. Then none is left, and requests stay or are refused.",
         24,
-        11,
+        9,
         ((0, 2.2),),
         (
             Event(
@@ -113,7 +113,7 @@ CHAPTERS = (
         "As busy, and the budget comes to its end.",
         "`Budget left` goes to nothing. From then on nothing that costs leaves; pinned and local work goes on.",
         16,
-        7,
+        6,
         ((0, 2.2), (0.85, 2.2), (1, CALM)),
         (
             Event(

@@ -15,6 +15,7 @@ from _harness.process import CannotRun
 
 from _demo.books import total_spent_usd
 from _demo.day import CALM, CHAPTERS, DEAR_PROVIDER, PROVIDER, Act, Chapter, Crowd, Request
+from _demo.pace import Pace
 from _demo.report import examples
 from _demo.screen import Screen, moment, second
 from _demo.stage import PATIENCE_S, SEQUENCES, Stage
@@ -23,7 +24,7 @@ from _demo.viewer import Viewer
 
 _START_WITHIN_S = 600.0
 _BACK_WITHIN_S = 150.0
-_STRETCH_S = 5.0
+_STRETCH_S, _LOOK_AGAIN_S = 1.0, 4.0
 _MEASURE_S = (2.0, 3.0)  # warming up, then measuring
 _DRAIN_S, _DRAIN_WHEN_ENDED_S = PATIENCE_S + 15.0, 3.0
 _BUDGET_FOR_S = 3.0
@@ -62,6 +63,8 @@ class Play:
         self._began_s = time.monotonic()
         self._open: dict[asyncio.Task[load.Record], tuple[str, Request, float]] = {}
         self._sent = 0
+        self._pace = Pace(0.0)
+        self._wanted = 0.0
 
     async def run(self) -> Played:
         """The start, the day, and until the last answer. Raises `CannotRun` when the engine does not start."""
@@ -87,6 +90,7 @@ class Play:
     async def _until_ready(self) -> bool:
         began_s = time.monotonic()
         while not self._stop.is_set():
+            self._stage.check()
             engine = self._viewer.engine
             took_s = time.monotonic() - began_s
             if engine is not None and engine.state == "ready":
@@ -116,6 +120,7 @@ class Play:
             self.played.capacity_per_s = run.completed_inside / run.duration_s
             if self._stop.is_set():
                 return False
+        self._pace = Pace(self.played.capacity_per_s or 0.0)
         self._screen.say(
             f"The engine was ready after {self.played.engine_start_s:.0f} s. Held to {SEQUENCES} sequences at once, "
             f"it takes {self.played.capacity_per_s:.0f} requests a second here; the day is scaled to that."
@@ -134,8 +139,6 @@ class Play:
                     return
                 for line in examples(self.played.told, chapter.name):
                     self._screen.say(line)
-                # What a saturated engine does says more than the short measurement before the day.
-                self.played.capacity_per_s = self._viewer.takes_per_s() or self.played.capacity_per_s
         finally:
             ticking.cancel()
 
@@ -143,32 +146,47 @@ class Play:
         lasts_s, from_s = chapter.lasts_s(self._day_s), self._now_s
         self._screen.head(f"{moment(from_s)}  {chapter.title}")
         self._screen.say(f"      {chapter.look}")
-        rate_at = self._rate_at(lambda at_s: chapter.load_at(at_s / lasts_s))
-        sending = asyncio.create_task(self._send(session, chapter.name, self._crowd.requests(rate_at, lasts_s), from_s))
+        offering = asyncio.create_task(
+            self._offer(session, chapter.name, lambda at_s: chapter.load_at(at_s / lasts_s), from_s, lasts_s)
+        )
         for event in chapter.events:
             await self._pause_until(from_s + event.at * lasts_s)
             if not self._stop.is_set():
                 self._screen.say(f"{moment(self._now_s)}  {event.says}")
                 await self._do(session, event.act)
         await self._pause_until(from_s + lasts_s)
-        await sending
+        await offering
         if any(event.act is Act.KILL_ENGINE for event in chapter.events):
             await self._until_back(session, chapter.name)
 
-    def _rate_at(self, load_at: Callable[[float], float]) -> Callable[[float], float]:
-        capacity_per_s = self.played.capacity_per_s or 0.0
-        return lambda at_s: capacity_per_s * load_at(at_s)
+    async def _offer(
+        self,
+        session: aiohttp.ClientSession,
+        chapter: str,
+        load_at: Callable[[float], float],
+        from_s: float,
+        lasts_s: float,
+    ) -> None:
+        """What arrives in `lasts_s`, in short stretches, because what the engine can take is learned meanwhile."""
+        at_s = 0.0
+        while at_s < lasts_s and not self._stop.is_set():
+            stretch_s = min(_STRETCH_S, lasts_s - at_s)
+            self._wanted = load_at(at_s)
+            requests = self._crowd.requests(self._rate_at(load_at, at_s), stretch_s)
+            await self._send(session, chapter, requests, from_s + at_s)
+            at_s += stretch_s
+            await self._pause_until(from_s + at_s)
+
+    def _rate_at(self, load_at: Callable[[float], float], from_s: float) -> Callable[[float], float]:
+        return lambda at_s: self._pace.per_s * load_at(from_s + at_s)
 
     async def _until_back(self, session: aiohttp.ClientSession, chapter: str) -> None:
         """The calm goes on until there is an engine again, and for a moment after."""
-        give_up_s, more = self._now_s + _BACK_WITHIN_S, 1
+        give_up_s, more = self._now_s + _BACK_WITHIN_S, True
         while more and self._now_s < give_up_s and not self._stop.is_set():
             engine = self._viewer.engine
-            more -= engine is not None and engine.state == "ready"
-            from_s = self._now_s
-            requests = self._crowd.requests(self._rate_at(lambda at_s: CALM), _STRETCH_S)
-            await self._send(session, chapter, requests, from_s)
-            await self._pause_until(from_s + _STRETCH_S)
+            more = engine is None or engine.state != "ready"
+            await self._offer(session, chapter, lambda at_s: CALM, self._now_s, _LOOK_AGAIN_S)
 
     async def _do(self, session: aiohttp.ClientSession, act: Act) -> None:
         stage = self._stage
@@ -195,7 +213,7 @@ class Play:
         """What an overflow as large as what the engine takes spends within seconds."""
         costs = [each.cost_nano_usd for each in self.played.told if each.cost_nano_usd]
         mean_nano_usd = sum(costs) / len(costs) if costs else 0.0
-        usd = mean_nano_usd * (self.played.capacity_per_s or 0.0) * _BUDGET_FOR_S / 1e9
+        usd = mean_nano_usd * self._pace.per_s * _BUDGET_FOR_S / 1e9
         return max(_LEAST_LEFT_USD, Decimal(f"{usd:.5f}"))
 
     async def _send(
@@ -228,8 +246,12 @@ class Play:
     async def _tick(self) -> None:
         while True:
             await self._viewer.news(2.0)
-            if self._viewer.now is not None and self._viewer.point is not None:
-                self._screen.status(second(self._now_s, self._viewer.point, self._viewer.now))
+            now, point = self._viewer.now, self._viewer.point
+            if now is not None and point is not None:
+                engine, queued = self._viewer.engine, now.models[0].queued
+                ready = engine is not None and engine.state == "ready"
+                self._pace.second(local_per_s=point.local_per_s, queued=queued, ready=ready, wanted=self._wanted)
+                self._screen.status(second(self._now_s, point, now))
 
     async def _drain(self) -> None:
         """Until the last answer; what is open long after that is hung, or cut where it was to end at once."""

@@ -167,7 +167,7 @@ def _moments(seen: Seen) -> list[str]:
     for span in engine_away(seen.engine, seen.lasted_s):
         of_it, away_s = _meanwhile(seen, span), span.to_s - span.from_s
         lines.append(
-            f"Engine away from {moment(span.from_s)} for {away_s:.1f} s. Of {of_it['requests']} requests open meanwhile "
+            f"Engine away from {moment(span.from_s)} for {away_s:.1f} s. Of {of_it['requests']} requests open then "
             f"the cloud answered {of_it['cloud']}, the cache {of_it['cache']}, the next engine {of_it['waited']}; "
             f"{of_it['broken']} broke off and were told so, {of_it['refused']} were refused."
         )
@@ -208,8 +208,12 @@ def _bills(seen: Seen) -> str:
         in_time = "-" if share is None else f"{share:.1%}"
         pinned = sum(told.pinned for told in members)
         rows.append(
-            [each.caller, str(len(members)), str(pinned), str(left), in_time]
-            + [_usd(each.spent_nano_usd), _usd(each.all_cloud_nano_usd)]
+            [
+                each.caller,
+                *(str(count) for count in (len(members), pinned, left)),
+                in_time,
+                *(_usd(nano_usd) for nano_usd in (each.spent_nano_usd, each.all_cloud_nano_usd)),
+            ]
         )
     return table(["caller", "requests", "pinned", "to the cloud", "in time", "spent $", "all in the cloud $"], rows)
 

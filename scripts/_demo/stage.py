@@ -17,7 +17,7 @@ import psutil
 import yaml
 from _harness.emulator import Emulator, start_emulator
 from _harness.node import kill_engine, start_node
-from _harness.process import Service, free_port
+from _harness.process import CannotRun, Service, free_port
 
 from _demo.day import CALLERS, DEAR_PROVIDER, PROVIDER
 
@@ -71,6 +71,11 @@ class Stage:
         """Everything that runs for the demo at this moment, but the demo itself."""
         return list(psutil.Process().children(recursive=True))
 
+    def check(self) -> None:
+        """Raises `CannotRun`, with the node's last words, when it is no more."""
+        if psutil.Process(self.node.pid).status() == psutil.STATUS_ZOMBIE:
+            raise CannotRun(f"the node has ended:\n{self._log()[-2000:]}")
+
     def kill_engine(self) -> None:
         """SIGKILL to its core."""
         kill_engine(self.node)
@@ -82,8 +87,11 @@ class Stage:
 
     def trips(self) -> dict[str, int]:
         """How often each provider's breaker has opened, which the node logs each time."""
-        log = (self.folder / "node.log").read_text(errors="replace")
+        log = self._log()
         return {name: log.count(f"{name} keeps failing: left alone") for name in self.clouds}
+
+    def _log(self) -> str:
+        return (self.folder / "node.log").read_text(errors="replace")
 
     async def fail(self, session: aiohttp.ClientSession, provider: str, *, out: bool) -> None:
         """From now on the provider answers 503 to every call, or is well again."""

@@ -13,7 +13,7 @@ from _demo.day import Request
 
 LOAD_REASONS = frozenset({"predicted_late", "last_moment", "displaced", "queue_depth", "kv_cache_usage", "low_vram"})
 """Of `node.routing.values.Reason`: it left because the engine had too much to do. That is overflow."""
-_QUIET_S = 3.0
+_QUIET_S, _FEWEST = 4.0, 3
 _CUT_SHORT = "the stream ended without [DONE]"
 
 
@@ -132,7 +132,7 @@ class Span:
 
 
 def overflow(all_of_them: Iterable[Told]) -> list[Span]:
-    """When the overflow was open: from an answer of the cloud that left for load to the last one, gaps of 3 s aside."""
+    """When the overflow was open: at least three requests left for load, none of them long after the one before it."""
     left = sorted(each.at_s + (each.queue_s or 0.0) for each in all_of_them if _overflowed(each))
     spans: list[Span] = []
     for at_s in left:
@@ -140,7 +140,7 @@ def overflow(all_of_them: Iterable[Told]) -> list[Span]:
             spans[-1] = Span(spans[-1].from_s, at_s, spans[-1].count + 1)
         else:
             spans.append(Span(at_s, at_s, 1))
-    return spans
+    return [span for span in spans if span.count >= _FEWEST]
 
 
 def _overflowed(each: Told) -> bool:

@@ -11,7 +11,6 @@ from _demo.told import Change
 from node.dashboard.feed import EngineNow, Hello, Now, Point
 
 _AGAIN_S = 1.0
-_ENOUGH = 5  # seconds
 
 
 class Viewer:
@@ -22,7 +21,6 @@ class Viewer:
         self.point: Point | None = None
         self.engine_changes: list[Change] = []
         self.breaker_changes: dict[str, list[Change]] = {}
-        self._saturated_per_s: list[float] = []
         self._news = asyncio.Event()
 
     async def follow(self, url: str, headers: Mapping[str, str]) -> None:
@@ -42,8 +40,6 @@ class Viewer:
         self.now = event.now
         if not isinstance(event, Hello):
             self.point = event.point
-            if event.now.models and event.now.models[0].queued:
-                self._saturated_per_s.append(event.point.local_per_s)
         engine = self.engine
         known = self.engine_changes[-1].at_s if self.engine_changes else 0.0
         for each in engine.changes if engine else ():
@@ -59,11 +55,6 @@ class Viewer:
     def engine(self) -> EngineNow | None:
         """The demo model's, None before the first event."""
         return self.now.models[0].engine if self.now and self.now.models else None
-
-    def takes_per_s(self) -> float | None:
-        """How many requests a second the engine ends while others wait for it; None before it was so for some time."""
-        seen = self._saturated_per_s
-        return sum(seen) / len(seen) if len(seen) >= _ENOUGH else None
 
     async def news(self, within_s: float) -> None:
         """Until the next event, or for so long."""
