@@ -124,6 +124,9 @@ async def _at_rest(made: Stage, session: aiohttp.ClientSession) -> None:
 
 
 async def _until_enter(stop: asyncio.Event) -> None:
+    if not sys.stdin.isatty():  # not every kind of standard input can be watched, nor means anything by its end
+        await stop.wait()
+        return
     loop = asyncio.get_running_loop()
     loop.add_reader(sys.stdin, stop.set)
     await stop.wait()
