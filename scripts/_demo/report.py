@@ -1,5 +1,6 @@
 """The end of the day: tables, moments and promises, from what was seen. Pure."""
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from _demo.reasons import reasons
 from _demo.screen import moment
 from _demo.told import Change, End, Span, Told, engine_away, meanwhile, overflow
 
+_WIDTH = 110
 _PLACES = ("local", "cloud", "cache", "nobody")
 
 
@@ -35,7 +37,8 @@ class Seen:
 
 def text(seen: Seen) -> str:
     """What is printed."""
-    parts = [_by_chapter(seen), _by_reason(seen), "\n".join(_moments(seen)), _bills(seen), _accounts(seen.books)]
+    moments = "\n".join(textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in _moments(seen))
+    parts = [_by_chapter(seen), _by_reason(seen), moments, _bills(seen), _accounts(seen.books)]
     return "\n\n".join(parts) + f"\n\n{_saved(seen.books)}\n"
 
 
@@ -104,9 +107,10 @@ def examples(told: Sequence[Told], chapter: str) -> list[str]:
 
 def _example(each: Told) -> str:
     went = f"answered by {each.backend}" if each.backend else f"refused with {each.status} {each.code}"
-    first = "" if each.ttft_s is None else f" First token after {each.ttft_s:.2f} s of {each.budget_s:g} s."
+    first = "" if each.ttft_s is None else f", first token after {each.ttft_s:.2f} s of {each.budget_s:g} s"
     sentence = reasons().get(each.reason or "", each.reason or "")
-    return f"      Why? …{(each.request_id or '')[-10:]} of {each.caller}, {went} ({each.reason}): {sentence}{first}"
+    return f"""      Why? …{(each.request_id or "")[-10:]} of {each.caller} was {went} ({each.reason}){first}.
+           {sentence}"""
 
 
 def _by_chapter(seen: Seen) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 
 import httpx
 import msgspec
@@ -11,9 +12,11 @@ from node.dashboard.feed import Hello, Tick
 Event = Hello | Tick | None
 """None stands for `bye`."""
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
 
 @asynccontextmanager
-async def viewing(url: str, headers: Mapping[str, str]) -> AsyncIterator[AsyncIterator[Event]]:
+async def viewing(url: str, headers: Mapping[str, str] = _NOTHING) -> AsyncIterator[AsyncIterator[Event]]:
     """The events of the node at `url`. Raises `httpx.HTTPError` when it is not there, or does not let in."""
     async with (
         httpx.AsyncClient(timeout=30, headers=headers, trust_env=False) as client,
@@ -24,6 +27,7 @@ async def viewing(url: str, headers: Mapping[str, str]) -> AsyncIterator[AsyncIt
 
 
 async def _events(answer: httpx.Response) -> AsyncIterator[Event]:
+    # A field that is missing or of another type is an error.
     name = ""
     async for line in answer.aiter_lines():
         key, _, value = line.partition(": ")
