@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -112,7 +113,10 @@ def stage(folder: Path, port: int | None) -> Iterator[Stage]:
 
     Raises `CannotRun` when it does not start.
     """
-    port = free_port() if port is None else port
+    if port is None:
+        port = free_port()
+    else:
+        _check_is_free(port)
     node_url, admin_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{free_port()}"
     provider_key, admin_key = secrets.token_hex(16), f"sa-{secrets.token_hex(12)}"
     keys = {each.name: f"sk-{each.name}-{secrets.token_hex(8)}" for each in CALLERS}
@@ -129,6 +133,16 @@ def stage(folder: Path, port: int | None) -> Iterator[Stage]:
             start_node(config, environment, directory=folder, port=port, ready_path="/livez", ready_within_s=300)
         )
         yield Stage(node, admin_url, admin_key, keys, clouds, folder)
+
+
+def _check_is_free(port: int) -> None:
+    """A node that runs there already would be taken for ours."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            raise CannotRun(f"--port {port}: cannot listen there: {error}") from error
 
 
 def _write_catalogue(folder: Path) -> None:
