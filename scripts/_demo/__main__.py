@@ -98,7 +98,7 @@ async def _seen(made: Stage, played: Played, viewer: Viewer) -> Seen:
     """What there is to report, once the node is at rest."""
     async with aiohttp.ClientSession() as session:
         await _at_rest(made, session)
-        books = await read_books(made, session)
+        books = await read_books(made, session, played.began_unix_s)
     began_s = played.began_unix_s
 
     def in_the_day(changes: list[Change]) -> list[Change]:

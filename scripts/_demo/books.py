@@ -1,6 +1,7 @@
 """Both sides' books at the end: the node's ledger, and what the clouds themselves billed and heard."""
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -58,10 +59,11 @@ class Books:
         return sum(each.all_cloud_nano_usd for each in self.bills)
 
 
-async def read_books(stage: Stage, session: aiohttp.ClientSession) -> Books:
-    """Both sides', once the node is at rest."""
+async def read_books(stage: Stage, session: aiohttp.ClientSession, since_unix_s: float) -> Books:
+    """Both sides', once the node is at rest. The callers' bills are of the day alone, which began at `since_unix_s`."""
+    since = datetime.fromtimestamp(since_unix_s, UTC).replace(tzinfo=None).isoformat()
     by_backend = await stage.admin(session, "/admin/usage?by=backend")
-    by_key = await stage.admin(session, "/admin/usage?by=key")
+    by_key = await stage.admin(session, f"/admin/usage?by=key&since={since}")
     spent = {line["backend"]: nano_usd(line["spent_usd"]) for line in by_backend["lines"]}
     trips = stage.trips()
     bills = {name: cloud.bill() for name, cloud in stage.clouds.items()}
