@@ -21,10 +21,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
-import psutil
 from _harness import load
 from _harness.emulator import start_emulator
-from _harness.node import start_node
+from _harness.node import kill_engine, start_node
 from _harness.options import main as run_main
 from _harness.process import CannotRun, Service, free_port
 from PIL import Image
@@ -84,15 +83,6 @@ def call(node: Service, rng: random.Random) -> load.Call:
         wishes = {}
     body["messages"] = [{"role": "user", "content": rng.choice(_QUESTIONS)}]
     return load.Call(f"{node.url}/v1/chat/completions", json.dumps({**body, "spillway": wishes}).encode(), stream=True)
-
-
-def kill_engine(node: Service) -> None:
-    """SIGKILL to the engine's core."""
-    for process in psutil.Process(node.pid).children(recursive=True):
-        if "EngineCore" in " ".join([process.name(), *process.cmdline()]):
-            os.kill(process.pid, signal.SIGKILL)
-            return
-    raise CannotRun("no engine process was found to kill")
 
 
 class Camera:

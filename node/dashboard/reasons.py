@@ -17,7 +17,7 @@ SENTENCES: Final[Mapping[str, str]] = MappingProxyType(
         Reason.PREFERS_LOCAL: "It asked to stay, and the engine could still take it.",
         Reason.LOCAL_ONLY_FEATURE: "It wants something that only the engine offers.",
         Reason.NO_CLOUD_EQUIVALENT: "The model has no stand-in in the cloud.",
-        Reason.CLOUD_FAILED: "The cloud failed on it, and the engine took over.",
+        Reason.CLOUD_FAILED: "A provider failed on it, and another one or the engine took over.",
         Reason.PREDICTED_LATE: "The engine was going to be too late.",
         Reason.LAST_MOMENT: "It waited to its last safe moment, and no place opened here.",
         Reason.DISPLACED: "It left so that one that cannot leave, or is dearer to send, may be in time.",

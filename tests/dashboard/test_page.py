@@ -172,6 +172,19 @@ async def test_another_tenant_sees_no_figures_and_the_operator_does(page: Page, 
         await expect(page.locator("#locked")).to_be_visible()
 
 
+async def test_a_link_may_bring_the_admin_key_which_stays_in_no_address(page: Page, tmp_path: Path) -> None:
+    async with emulated() as cloud, running(cloud, tmp_path, KEYS) as node:
+        asked = []
+        page.on("request", lambda request: asked.append(request.url))
+        await page.goto(f"{node.url}/#key={ADMIN_KEY}")
+        await expect(page.locator("#status")).to_have_text("Live")
+        assert page.url == f"{node.url}/"
+        assert not [url for url in asked if ADMIN_KEY in url and "#" not in url]
+        await page.goto(f"{node.url}/#key=another")
+        await page.reload()
+        await expect(page.locator("#locked")).to_be_visible()
+
+
 async def test_operator_leaves_a_provider_alone_from_the_admin_port_and_nobody_from_the_other(
     page: Page, tmp_path: Path
 ) -> None:

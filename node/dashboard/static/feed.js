@@ -12,6 +12,13 @@ export const adminKey = {
   forget: () => sessionStorage.removeItem(KEY),
 };
 
+// A link may bring the key behind its #, which a browser sends to nobody. It does not stay in the address.
+const brought = /^#key=([\w-]+)$/.exec(location.hash);
+if (brought) {
+  adminKey.set(brought[1]);
+  history.replaceState(null, "", location.pathname);
+}
+
 export const authorization = () => (adminKey.get() ? { authorization: `Bearer ${adminKey.get()}` } : {});
 
 /**

@@ -8,7 +8,7 @@ export const REASONS = {
   prefers_local: "It asked to stay, and the engine could still take it.",
   local_only_feature: "It wants something that only the engine offers.",
   no_cloud_equivalent: "The model has no stand-in in the cloud.",
-  cloud_failed: "The cloud failed on it, and the engine took over.",
+  cloud_failed: "A provider failed on it, and another one or the engine took over.",
   predicted_late: "The engine was going to be too late.",
   last_moment: "It waited to its last safe moment, and no place opened here.",
   displaced: "It left so that one that cannot leave, or is dearer to send, may be in time.",

@@ -69,13 +69,13 @@ async def closed_loop(
     if (duration_s is None) == (requests is None):
         raise ValueError("give a duration or a number of requests")
     indices = iter(range(requests)) if requests is not None else itertools.count()
-    async with _session() as session:
+    async with unlimited() as session:
         began_s, began_cpu_s = time.monotonic(), time.process_time()
 
         async def client() -> list[Record]:
             records = []
             for index in indices:
-                records.append(await _send(session, index, call(index), began_s, time.monotonic()))
+                records.append(await send(session, index, call(index), began_s, time.monotonic()))
                 if duration_s is not None and time.monotonic() - began_s >= duration_s:
                     break
             return records
@@ -88,26 +88,28 @@ async def closed_loop(
 
 async def open_loop(calls: Sequence[tuple[float, Call]]) -> Run:
     """Sends each call at its arrival time (seconds from the beginning), whatever became of those before it."""
-    async with _session() as session:
+    async with unlimited() as session:
         began_s, began_cpu_s = time.monotonic(), time.process_time()
 
         async def arrive(index: int, at_s: float, call: Call) -> Record:
             await asyncio.sleep(began_s + at_s - time.monotonic())
-            return await _send(session, index, call, began_s, began_s + at_s)
+            return await send(session, index, call, began_s, began_s + at_s)
 
         records = await asyncio.gather(*(arrive(index, at_s, call) for index, (at_s, call) in enumerate(calls)))
         wall_s, cpu_s = time.monotonic() - began_s, time.process_time() - began_cpu_s
     return Run(records, wall_s, cpu_s / wall_s)
 
 
-def _session() -> aiohttp.ClientSession:
-    # No limit: the load decides how many connections there are. No timeout: a slow answer is a result.
+def unlimited() -> aiohttp.ClientSession:
+    """A session for `send`. No limit: the load decides how many connections there are. No timeout: a slow answer is a
+    result."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None), trust_env=False
     )
 
 
-async def _send(session: aiohttp.ClientSession, index: int, call: Call, began_s: float, start_s: float) -> Record:
+async def send(session: aiohttp.ClientSession, index: int, call: Call, began_s: float, start_s: float) -> Record:
+    """One request and what happened to it. `start_s` is when it was to be sent, `began_s` when the load began."""
     meter = StreamMeter()
     status: int | None = None
     headers: Mapping[str, str] = {}

@@ -1,11 +1,14 @@
 """The node under test, as a user would start it."""
 
 import os
+import signal
 import sys
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 from _harness.process import CannotRun, Service, running
 
@@ -19,13 +22,14 @@ def start_node(
     *,
     directory: Path,
     port: int,
-    ready_within_s: float = 180,
     program: Sequence[str] | None = None,
+    ready_path: str = "/readyz",
+    ready_within_s: float = 180,
 ) -> Iterator[Service]:
     """`spillway serve --config FILE` until the end of the with block; `config_text` must make it listen on `port`.
 
-    `env` is added to a bare environment, so that no key of the user's reaches a bench. `program` stands in for
-    `spillway`.
+    `program` stands in for `spillway`. With `/livez` for `ready_path` it is there before its engine is. `env` is added
+    to a bare environment, so that no key of the user's reaches a bench.
     """
     spillway = Path(sys.executable).with_name("spillway")
     if not spillway.exists():
@@ -36,7 +40,7 @@ def start_node(
         "node",
         [*(program or [str(spillway)]), "serve", "--config", str(config)],
         url=f"http://127.0.0.1:{port}",
-        ready_path="/readyz",
+        ready_path=ready_path,
         log=directory / "node.log",
         env={
             "PATH": os.environ.get("PATH", os.defpath),
@@ -48,6 +52,15 @@ def start_node(
         ready_within_s=ready_within_s,
     ) as service:
         yield service
+
+
+def kill_engine(node: Service) -> None:
+    """SIGKILL to the core of the node's engine, as when a driver or the kernel's memory killer takes it."""
+    for process in psutil.Process(node.pid).children(recursive=True):
+        if "EngineCore" in " ".join([process.name(), *process.cmdline()]):
+            os.kill(process.pid, signal.SIGKILL)
+            return
+    raise CannotRun("no engine process was found to kill")
 
 
 def read_stats(node: Service) -> bytes:
