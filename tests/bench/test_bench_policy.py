@@ -171,7 +171,7 @@ def test_troubles_are_shown_beside_what_comes_of_the_same_trace_without_them() -
 
 def test_lookaheads_stand_beside_the_policy_over_the_clairvoyant() -> None:
     profile, promise = find_profile("gpu-medium"), Promise(ttft_budget_s=1.0)
-    trace = [TraceRequest(number / 20, 1500, 10) for number in range(200)]
+    trace = [TraceRequest(number / 20, 1500, 10) for number in range(50)]
     provider = Provider(price=_policy.PRICE)
     spends = {"spend_nano_usd": 300, "clairvoyant_nano_usd": 200}
     row = lookahead_row("steady", 1.0, trace, profile, provider, promise, **spends)

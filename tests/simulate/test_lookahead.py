@@ -30,9 +30,9 @@ def kept(done: Replay) -> list[bool]:
 
 
 def test_what_comes_later_than_it_can_see_changes_nothing_before() -> None:
-    whole = busy(14.0)
-    part = [each for each in whole if each.arrival_s < 12.0]
-    settled = sum(each.arrival_s < 12.0 - 2.0 - 0.5 for each in part)
+    whole = busy(8.0)
+    part = [each for each in whole if each.arrival_s < 6.5]
+    settled = sum(each.arrival_s < 6.5 - 2.0 - 0.5 for each in part)
     found = [foresee(each, PROFILE, CLOUD, PROMISE, lookahead_s=2.0, decide_s=0.5).replay for each in (whole, part)]
     first, second = (kept(done)[:settled] for done in found)
     assert first == second

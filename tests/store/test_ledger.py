@@ -15,10 +15,12 @@ from node.dispatch.outcome import Ending
 from node.errors import BudgetSpent, LedgerUnavailable, SettingsError
 from node.money import NO_BUDGET, Budget
 from node.store import database as databases
+from node.store import ledger as ledgers
 from node.store.database import Database, StoreUnavailable, place_of
 from node.store.ledger import SqlLedger
 from node.store.schema import audit, calls, spend
 from tests.store.entries import DOLLAR, done, entry
+from tests.store.patience import be_patient
 
 HOUR_US = 3_600_000_000
 NOON_NS = 1_790_000_000 * 10**9  # 2026-09-21 14:13:20 UTC
@@ -32,6 +34,11 @@ class Wall:
 
     def __call__(self) -> int:
         return self.ns
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_patient(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -349,13 +356,14 @@ async def test_row_72_server_that_goes_away_and_comes_back(server: postgres.Serv
 
 
 async def test_row_72_server_that_stands_still_holds_up_nobody_else(
-    server: postgres.Server | None, tmp_path: Path
+    server: postgres.Server | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if server is None:
         pytest.skip("PostgreSQL's server is not installed (Debian, Ubuntu: apt install postgresql)")
     ledger = SqlLedger(Database(place_of(tmp_path, server.url)), node_budget=lambda: NO_BUDGET)
     ledger.start()
     await admitted_before_long(ledger, 1000)
+    monkeypatch.setattr(ledgers, "_PATIENCE_S", 2.0)
     with server.standing_still():
         refused = asyncio.ensure_future(ledger.admit(entry(2000), NO_BUDGET))
         turns = 0

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import inspect, select, text
 
 from node.audit.chain import verify
 from node.money import NO_BUDGET
@@ -81,7 +81,8 @@ def test_disk_of_this_test_does_lose_what_nobody_has_flushed(tmp_path: Path, lib
             database = Database(place_of(after / "data", None))
             with database.engine.connect() as connection:
                 assert connection.scalar(text("PRAGMA integrity_check")) == "ok"
-                rows = set(connection.scalars(text("SELECT id FROM calls")))
+                there = inspect(connection).has_table("calls")  # even that is lost, where nothing was ever flushed
+                rows = set(connection.scalars(text("SELECT id FROM calls"))) if there else set()
             database.engine.dispose()
             lost.append(len(said) - len(rows))
     assert max(lost) > 0
