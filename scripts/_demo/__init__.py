@@ -8,7 +8,6 @@
 - `play`: plays the day on the stage
 - `told`: what became of each request, and the sums over them
 - `books`: the node's ledger beside the clouds' own bills
-- `reasons`: why a request went where it went, in the dashboard's words
 - `report`: tables and promises at the end
 - `__main__`: the command
 

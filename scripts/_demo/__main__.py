@@ -50,7 +50,7 @@ async def run(arguments: argparse.Namespace, stop: asyncio.Event) -> int:
         made = await asyncio.to_thread(stack.enter_context, stage(folder, arguments.port))
         _tell_where(made, screen, open_it=arguments.browser)
         viewer = Viewer()
-        following = asyncio.create_task(viewer.follow(made.node.url, made.operator))
+        following = asyncio.create_task(viewer.follow(made.node.url, made.admin_key))
         play = Play(made, screen, viewer, stop, arguments.seconds, arguments.seed)
         played = await play.run()
         made.check()
@@ -82,6 +82,7 @@ async def run(arguments: argparse.Namespace, stop: asyncio.Event) -> int:
 def _tell_where(made: Stage, screen: Screen, *, open_it: bool | None) -> None:
     port = made.node.url.rpartition(":")[2]
     screen.say(f"\n  dashboard: {made.dashboard}")
+    screen.say(f"  in a terminal: {made.top}")
     if os.environ.get("SSH_CONNECTION"):
         screen.say(
             f"  from your own machine: ssh -L {port}:127.0.0.1:{port} {socket.gethostname()}, then the same address"

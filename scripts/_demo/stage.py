@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from _demo.day import CALLERS, DEAR_PROVIDER, PROVIDER
 SEQUENCES = 4
 """The engine is held to so many at once: the demo model is tiny, and a burst is to be too much for it anywhere."""
 FIRST_BUDGET_USD = Decimal(1)
+_KEY_FILE = "admin.key"
 _KEY_ENV = "DEMO_PROVIDER_KEY"
 PATIENCE_S = 240.0
 """How long a request without a budget of its own waits: longer than an engine needs to come back on a slow machine."""
@@ -67,6 +69,12 @@ class Stage:
     def dashboard(self) -> str:
         """The page, with the key that it asks for. A browser keeps what comes after the # to itself."""
         return f"{self.node.url}/#key={self.admin_key}"
+
+    @property
+    def top(self) -> str:
+        """The command that shows the same in a terminal."""
+        spillway = Path(sys.executable).with_name("spillway")
+        return f"{spillway} top --url {self.node.url} --key-file {self.folder / _KEY_FILE}"
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs for the demo at this moment, but the demo itself."""
@@ -126,6 +134,8 @@ def stage(folder: Path, port: int | None) -> Iterator[Stage]:
             (folder / name).mkdir()
             starting = start_emulator(options, api_key=provider_key, directory=folder / name)
             clouds[name] = stack.enter_context(starting)
+        (folder / _KEY_FILE).touch(mode=0o600)
+        (folder / _KEY_FILE).write_text(admin_key)
         _write_catalogue(folder / "catalogue")
         config = _write_config(folder, node_url, admin_url, keys, clouds, FIRST_BUDGET_USD)
         environment = {_KEY_ENV: provider_key, "SPILLWAY_ADMIN_KEY": admin_key, "XDG_RUNTIME_DIR": str(folder)}

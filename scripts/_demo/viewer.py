@@ -2,15 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
-
-import httpx
-from _harness.feed import Event, viewing
 
 from _demo.told import Change
-from node.dashboard.feed import EngineNow, Hello, Now, Point
 
-_AGAIN_S = 1.0
+from node.dashboard.feed import EngineNow, Hello, Now, Point, Tick
+from node.top.client import Away, Client
+from node.top.target import Place, Target
 
 
 class Viewer:
@@ -23,22 +20,16 @@ class Viewer:
         self.breaker_changes: dict[str, list[Change]] = {}
         self._news = asyncio.Event()
 
-    async def follow(self, url: str, headers: Mapping[str, str]) -> None:
+    async def follow(self, url: str, key: str) -> None:
         """Read until cancelled; a node that is gone is asked for again."""
-        while True:
-            try:
-                async with viewing(url, headers) as events:
-                    async for event in events:
-                        self._take(event)
-            except httpx.HTTPError:
-                pass
-            await asyncio.sleep(_AGAIN_S)
+        target = Target(places=(Place(url=url, key=key),))
+        async for event in Client(lambda: target).events():
+            if not isinstance(event, Away):
+                self._take(event)
 
-    def _take(self, event: Event) -> None:
-        if event is None:
-            return
+    def _take(self, event: Hello | Tick) -> None:
         self.now = event.now
-        if not isinstance(event, Hello):
+        if isinstance(event, Tick):
             self.point = event.point
         engine = self.engine
         known = self.engine_changes[-1].at_s if self.engine_changes else 0.0
