@@ -4,7 +4,6 @@ import asyncio
 import time
 
 from _demo.told import Change
-
 from node.dashboard.feed import EngineNow, Hello, Now, Point, Tick
 from node.top.client import Away, Client
 from node.top.target import Place, Target
