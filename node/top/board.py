@@ -88,7 +88,9 @@ def _of_now(now: Now) -> list[tuple[str, str]]:
     if now.draining:
         found.append((f"The node is shutting down: {now.inside} requests are still being answered.", "bold yellow"))
     elif not now.ready:
-        found.append(("A model has nowhere to go: its engine is not ready, and no provider has it.", "bold yellow"))
+        found.append(
+            ("Not ready: an engine starts for the first time, or is away with no provider in its place.", "bold yellow")
+        )
     if now.strain != "calm":
         found.append((f"The machine is {now.strain}: the node holds fewer requests.", "bold yellow"))
     if now.ledger_down_because is not None:

@@ -94,15 +94,13 @@ _TELLING = ("cache", "local", "nobody", "cloud")
 
 
 def examples(told: Sequence[Told], chapter: str) -> list[str]:
-    """Up to two requests of the chapter that show what was new in it, and why they went where they went."""
+    """Up to two requests of the chapter that show what there was more of than in all before it, and why that was so."""
     of_it = [each for each in told if each.chapter == chapter and each.reason is not None and each.where != "cache"]
-    before = {(each.where, each.reason) for each in told if each.chapter != chapter}
-    fresh = [each for each in of_it if (each.where, each.reason) not in before]
-    kinds = Counter((each.where, each.reason) for each in fresh or of_it)
-    telling = sorted(kinds, key=lambda kind: (-_TELLING.index(kind[0]), -kinds[kind]))
-    return [
-        _example(next(each for each in reversed(of_it) if (each.where, each.reason) == kind)) for kind in telling[:2]
-    ]
+    before = Counter((each.where, each.reason) for each in told if each.chapter != chapter)
+    kinds = Counter((each.where, each.reason) for each in of_it)
+    new = [kind for kind, count in kinds.items() if count > before[kind]] or list(kinds)
+    new.sort(key=lambda kind: (-_TELLING.index(kind[0]), -kinds[kind]))
+    return [_example(next(each for each in reversed(of_it) if (each.where, each.reason) == kind)) for kind in new[:2]]
 
 
 def _example(each: Told) -> str:

@@ -48,7 +48,7 @@ function notices(lost = null) {
   if (hello && hello.feed !== FEED_VERSION) list.push(h("p", { class: "notice warn", text: "The node is of another version than this page: reload it." }));
   if (latest && !lost) {
     if (latest.draining) list.push(h("p", { class: "notice warn", text: `The node is shutting down: ${latest.inside} requests are still being answered.` }));
-    else if (!latest.ready) list.push(h("p", { class: "notice warn", text: "A model has nowhere to go: its engine is not ready, and no provider has it." }));
+    else if (!latest.ready) list.push(h("p", { class: "notice warn", text: "Not ready: an engine starts for the first time, or is away with no provider in its place." }));
     if (latest.strain && latest.strain !== "calm") list.push(h("p", { class: "notice warn", text: `The machine is ${latest.strain}: the node holds fewer requests.` }));
     if (hello.emulated) list.push(h("p", { class: "notice", text: "The cloud is an emulator on this machine: its answers and its bill are made up, and nothing leaves." }));
   }
