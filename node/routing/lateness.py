@@ -6,11 +6,11 @@ allowance, a share of all requests that could have left: whoever breaks fewer is
 
 from __future__ import annotations
 
-_HERE_TARGET = 0.002
+_HERE_TARGET = 0.003
 _CLOUD_TARGET = 0.002
 _CAUTION_STEP = 0.4
-# The share of predictions that may be exceeded, as a power of ten: one in 30, one in 3, one in 300.
-_START_CAUTION, _LEAST_CAUTION, _MOST_CAUTION = 1.5, 0.5, 2.5
+# The share of predictions that may be exceeded, as a power of ten: one in 100, one in 3, one in 300.
+_START_CAUTION, _LEAST_CAUTION, _MOST_CAUTION = 2.0, 0.5, 2.5
 _START_ALLOWANCE, _MOST_ALLOWANCE = 0.5, 6.0  # late answers of the cloud: what one burst may use up
 _SPREAD_OVER = 20.0  # requests that leave share what allowance there is
 _LEAST_LATE, _MOST_LATE = 0.002, 0.25

@@ -138,7 +138,7 @@ def test_promises_kept_make_bolder_and_one_that_was_broken_here_far_more_careful
     lateness.promised(kept=False, here=False)  # the cloud was late: no prediction was wrong
     assert lateness.here_share <= bolder
     careful = bolder
-    for _ in range(3):
+    for _ in range(2):
         lateness.promised(kept=False, here=True)
         assert lateness.here_share > careful
         careful = lateness.here_share
