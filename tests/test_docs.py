@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from node.api.openapi import ANSWER_HEADERS
 from node.routing.breaker import drawing
 from node.routing.values import Reason
 
@@ -15,6 +16,22 @@ def test_settings_page_is_what_the_settings_types_say() -> None:
     script = _REPO / "scripts" / "write_settings_docs.py"
     done = subprocess.run([sys.executable, script, "--check"], cwd=_REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_api_page_is_what_routes_request_types_and_errors_say() -> None:
+    script = _REPO / "scripts" / "write_api_docs.py"
+    done = subprocess.run([sys.executable, script, "--check"], cwd=_REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_header_of_our_own_is_described() -> None:
+    sent = set()
+    for path in (*(_REPO / "node" / "api").glob("*.py"), _REPO / "node" / "errors.py"):
+        sent |= set(re.findall(r"""b?"(x-[a-z-]+[a-z])"[,\]]""", path.read_text()))
+    foreign = {"x-spillway-", "x-spillway", "x-content-type-options", "x-forwarded-for", "x-real-ip"}
+    missing = {header for header in sent - foreign if header not in ANSWER_HEADERS}
+    assert "x-spillway-queue-ms" in sent
+    assert missing == set()
 
 
 def test_metrics_page_lists_what_a_node_offers() -> None:

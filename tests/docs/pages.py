@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,26 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """The commands of a shell block, each on one line, comments left out."""
-        whole = self.text.replace("\\\n", " ")
-        return [line.strip() for line in whole.splitlines() if line.strip() and not line.strip().startswith("#")]
+        """The commands of a shell block, comments left out; one may go over several lines."""
+        found: list[str] = []
+        begun = ""
+        for line in self.text.replace("\\\n", " ").splitlines():
+            begun = f"{begun}\n{line}".strip()
+            if not begun.startswith("#") and not _is_whole(begun):
+                continue
+            if begun and not begun.startswith("#"):
+                found.append(begun)
+            begun = ""
+        return found
+
+
+def _is_whole(command: str) -> bool:
+    """Whether every quotation has its end."""
+    try:
+        shlex.split(command, comments=True)
+    except ValueError:
+        return False
+    return True
 
 
 def pages() -> list[str]:

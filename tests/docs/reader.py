@@ -20,7 +20,7 @@ _MOMENT_S = 2
 _WRAPPER = f"""#!/bin/sh
 PYTHONPATH={REPO}${{PYTHONPATH:+:$PYTHONPATH}} exec {sys.executable} -m node.cli "$@"
 """
-_NUMBER = re.compile(r"-?\$?\d[\d.,:]*( ?%)?")
+_NUMBER = re.compile(r"-?\$?\d+([.,:]\d+)*(e-?\d+)?( ?%)?")
 _NAME = re.compile(r"\b[0-9a-f]{16,}\b")
 
 
@@ -93,15 +93,14 @@ class Reader:
         return text
 
     def _script(self, block: Block) -> str:
-        lines = []
-        for line in self._here(block.text).replace("\\\n", " ").splitlines():
-            command = line.strip()
+        commands = []
+        for command in block.commands:
             if key_of(NOT_RUN, self.page, command):
                 continue
             if key_of(ENDLESS, self.page, command):
-                line = f"{{ timeout {_MOMENT_S} {command} || true; }} 2>&- | grep -m1 '^event'"
-            lines.append(line)
-        return "\n".join(lines)
+                command = f"{{ timeout {_MOMENT_S} {command} || true; }} 2>&- | grep -m1 '^event'"
+            commands.append(self._here(command))
+        return "\n".join(commands)
 
     def _run(self, block: Block, command: list[str]) -> str:
         done = subprocess.run(
@@ -121,19 +120,20 @@ class Reader:
 
 
 def check_output(block: Block, real: str) -> None:
-    """Whether a command printed what the page shows, but for figures and ids; `…` stands for anything."""
+    """Whether a command printed what the page shows, but for figures and ids; `…` stands for anything, alone on a line
+    for any lines."""
     shown = block.text
     if shown.startswith("HTTP/"):
         _check_answer(block, shown, real)
         return
-    pattern = re.escape(_plain(shown)).replace("…", "[^\n]*").replace(re.escape("..."), "[^\n]*")
-    assert re.fullmatch(pattern, _plain(real)), (
+    pattern = re.escape(_plain(shown) + "\n").replace("\\\n…\\\n", "\n(?:.*\n)*").replace("…", ".*")
+    assert re.fullmatch(pattern, _plain(real) + "\n"), (
         f"{block}: shows\n{_plain(shown)}\nand what is printed is\n{_plain(real)}"
     )
 
 
 def _plain(text: str) -> str:
-    text = _NAME.sub("ID", _NUMBER.sub("0", text))
+    text = _NUMBER.sub("0", _NAME.sub("ID", text))
     return "\n".join(" ".join(line.split()) for line in text.strip().splitlines())
 
 
