@@ -28,7 +28,8 @@ def file_name(block: Block) -> str:
 def check_files(shown: Sequence[Block], folder: Path) -> None:
     """Lay a page's YAML blocks down together, and build a node from each of its settings, without starting it.
 
-    A file of the catalogue that ships is shown in part: what a block says is added to it. Raises `SettingsError`.
+    A file of the catalogue that ships is shown in part: what a block says is added to it. The folder `mine`
+    holds a model. Raises `SettingsError`.
     """
     models = folder / "models"
     (models / "prices").mkdir(parents=True)

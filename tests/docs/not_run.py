@@ -8,6 +8,7 @@ NOT_RUN: Final = {
     # page, how the command begins: why it is only parsed, and its options looked up
     ("README.md", "scripts/serve"): "sets up .venv, and serves until it is stopped; tests/live starts what it starts",
     ("README.md", "scripts/test"): "runs the tests",
+    ("docs/get-started.md", "scripts/serve"): "as above",
     ("README.md", "docker"): "needs Docker and a GPU",
     ("docs/privacy.md", "sudo .venv/bin/spillway audit prove"): "takes minutes; tests/live/test_prove.py runs it",
     ("docs/simulate.md", "spillway calibrate"): "takes more than a minute; tests/live/test_calibrate.py runs it",
@@ -22,6 +23,7 @@ ENDLESS: Final = {
 SHOWN: Final = {
     ("docs/engine.md", "starting"): "a drawing",
     ("docs/traces.md", "POST /v1"): "a drawing",
+    ("docs/get-started.md", "Spillway listens"): "what `serve` says first; tests/docs/test_pages.py looks at it",
     ("docs/simulate.md", "step with 1 decoding"): "what `calibrate` prints; tests/test_calibrate.py looks at it",
     ("docs/simulate.md", "why overflow paid"): "an earlier version of the node, as the page says",
 }

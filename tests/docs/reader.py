@@ -71,13 +71,14 @@ class Reader:
             for begins in [each for each in before if any(line.startswith(each) for line in block.commands)]:
                 before.pop(begins)()
             match block.kind, block.role:
-                case "sh", _:
-                    self._last = self._run(block, ["bash", "-euo", "pipefail", "-c", self._script(block)])
+                case "sh", role:
+                    command = ["bash", "-euo", "pipefail", "-c", self._script(block)]
+                    self._last = self._run(block, command, fails=role == "fails")
                 case "python", _:
                     self._last = self._run(block, [sys.executable, "-c", self._here(block.text)])
                 case _, "output":
                     assert self._last is not None, f"{block}: nothing was run before it"
-                    check_output(block, self._last)
+                    check_output(block, self._here(block.text), self._last)
                 case "yaml", _:
                     pass  # tests/docs/test_pages.py reads all of a page's together
                 case "json", _:
@@ -102,7 +103,7 @@ class Reader:
             commands.append(self._here(command))
         return "\n".join(commands)
 
-    def _run(self, block: Block, command: list[str]) -> str:
+    def _run(self, block: Block, command: list[str], *, fails: bool = False) -> str:
         done = subprocess.run(
             command,
             cwd=self.home,
@@ -113,16 +114,15 @@ class Reader:
             timeout=_WITHIN_S,
             check=False,
         )
-        assert done.returncode == 0, (
+        assert (done.returncode != 0) == fails, (
             f"{block}: exit code {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         )
-        return done.stdout
+        return done.stderr if fails else done.stdout
 
 
-def check_output(block: Block, real: str) -> None:
+def check_output(block: Block, shown: str, real: str) -> None:
     """Whether a command printed what the page shows, but for figures and ids; `…` stands for anything, alone on a line
     for any lines."""
-    shown = block.text
     if shown.startswith("HTTP/"):
         _check_answer(block, shown, real)
         return

@@ -19,7 +19,7 @@ from node.emulator.server import Emulator
 from tests.docs.pages import REPO
 from tests.serve.node_process import PROVIDER_KEY, NodeProcess, admin_port, emulated, running
 
-ENGINE_PAGES: Final = ("README.md",)
+ENGINE_PAGES: Final = ("README.md", "docs/get-started.md")
 """Pages whose answers are the engine's: tests/live/test_node.py reads them, beside the one that it starts anyway."""
 
 
@@ -59,8 +59,13 @@ async def _with_node(made: Scene, stack: AsyncExitStack) -> NodeProcess:
 
 
 def in_place_of(port: int, admin_port: int) -> dict[str, str]:
-    """The ports that a page names, and those of this node."""
-    return {"127.0.0.1:8000": f"127.0.0.1:{port}", "127.0.0.1:8001": f"127.0.0.1:{admin_port}"}
+    """The ports and the provider that a page names, and those of this node, which has settings."""
+    return {
+        "127.0.0.1:8000": f"127.0.0.1:{port}",
+        "--port 8000": f"--port {port}",
+        "127.0.0.1:8001": f"127.0.0.1:{admin_port}",
+        "holysheep-emulated": "holysheep",
+    }
 
 
 async def _operations(made: Scene, stack: AsyncExitStack) -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from node.app import Node
+from node.embedded import EMULATED
+from node.serve import _banner
+from node.settings import HOLYSHEEP, ProviderSettings, Settings, StoreSettings
 from tests.docs.commands import mistakes_in
 from tests.docs.files import check_files
 from tests.docs.not_run import ELSEWHERE, ENDLESS, NOT_RUN, SHOWN
-from tests.docs.pages import blocks, commands_in_text, pages
-from tests.docs.reader import Reader, key_of
+from tests.docs.pages import REPO, blocks, commands_in_text, pages
+from tests.docs.reader import Reader, check_output, key_of
 from tests.docs.scenes import ENGINE_PAGES, Scene, scene
 
 PAGES = pages()
@@ -55,6 +62,26 @@ def test_nothing_is_excused_that_is_not_there_any_more() -> None:
         assert any(command.startswith(begins) for command in commands), (page, begins)
     for page, begins in SHOWN | ELSEWHERE:
         assert any(block.text.startswith(begins) for block in blocks(page)), (page, begins)
+
+
+def test_what_serve_says_first_is_what_the_page_shows(tmp_path: Path) -> None:
+    (block,) = (each for each in blocks("docs/get-started.md") if each.text.startswith("Spillway listens"))
+    settings = Settings(store=StoreSettings(folder=str(tmp_path)))
+    provider = ProviderSettings(base_url="http://127.0.0.1:1/v1")
+    node = Node(
+        msgspec.structs.replace(settings, providers={EMULATED: provider}), rename={HOLYSHEEP: EMULATED}, environ={}
+    )
+    node.open()
+    with closing(socket.socket()) as public, closing(socket.socket()) as admin:
+        public.bind(("127.0.0.1", 0))
+        admin.bind(("127.0.0.1", 0))
+        said = _banner(node, public, admin, emulated=True)
+    node.database.close()
+    for real in (f"{tmp_path}", f"{REPO}/models"):
+        said = said.replace(
+            real, "/home/you/" + ("spillway/models" if real.endswith("models") else ".local/share/spillway")
+        )
+    check_output(block, block.text, said)
 
 
 @pytest.fixture
