@@ -50,6 +50,27 @@ def test_breaker_is_drawn_as_its_table_says() -> None:
     assert f"```mermaid\n{drawing()}\n```" in (_REPO / "docs" / "cloud.md").read_text()
 
 
+def test_picture_of_a_requests_life_names_modules_that_are_there() -> None:
+    picture = (_REPO / "docs" / "architecture.md").read_text().partition("```mermaid\n")[2].partition("```")[0]
+    named = re.findall(r"\b([a-z]+/[a-z_]+)\b", picture)
+    assert len(named) > 20
+    assert [name for name in named if not (_REPO / "node" / f"{name}.py").is_file()] == []
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in (_REPO / "README.md", *sorted((_REPO / "docs").glob("*.md"))):
+        for link in re.findall(r"[^!]\[[^]]*\]\(([^)#:]*)(?:#([^)]*))?\)", page.read_text()):
+            target = page if not link[0] else page.parent / link[0]
+            assert target.is_file(), f"{page.name}: {link[0]}"
+            if link[1]:
+                assert link[1] in _anchors(target.read_text()), f"{page.name}: {link[0]}#{link[1]}"
+
+
+def _anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_pictures_of_the_docs_are_there_and_small() -> None:
     for page in (_REPO / "README.md", *sorted((_REPO / "docs").glob("*.md"))):
         for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page.read_text()):
