@@ -126,7 +126,9 @@ def check_output(block: Block, shown: str, real: str) -> None:
     if shown.startswith("HTTP/"):
         _check_answer(block, shown, real)
         return
-    pattern = re.escape(_plain(shown) + "\n").replace("\\\n…\\\n", "\n(?:.*\n)*").replace("…", ".*")
+    pattern = "".join(
+        "(?:.*\n)*" if line == "…" else re.escape(line).replace("…", ".*") + "\n" for line in _plain(shown).splitlines()
+    )
     assert re.fullmatch(pattern, _plain(real) + "\n"), (
         f"{block}: shows\n{_plain(shown)}\nand what is printed is\n{_plain(real)}"
     )
