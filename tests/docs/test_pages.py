@@ -60,6 +60,7 @@ def test_nothing_is_excused_that_is_not_there_any_more() -> None:
     for page, begins in NOT_RUN | ENDLESS:
         commands = [command for block in blocks(page) if block.kind == "sh" for command in block.commands]
         assert any(command.startswith(begins) for command in commands), (page, begins)
+    assert set(ENGINE_PAGES) <= set(PAGES)
     for page, begins in SHOWN | ELSEWHERE:
         assert any(block.text.startswith(begins) for block in blocks(page)), (page, begins)
 
