@@ -303,7 +303,13 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         raise SettingsError(f"-o {output}: expected NAME.json, with NAME of letters, digits, '.', '_' and '-'")
     if not os.access(output.parent, os.W_OK) or output.is_dir():
         raise SettingsError(f"-o {output}: cannot be written there")
-    with Progress(f"{model_name}: starting its engine", unit="%") as progress:
+    with Progress(f"{model_name}: starting its engine") as progress:
+
+        def tell(share: float, what: str) -> None:
+            if share == 0.0:  # the time that is left is that of the driving
+                progress.now(what, total=100, unit="%")
+            progress.at(round(100 * share), what=what if share < 1.0 else f"{model_name}: stopping its engine")
+
         made = _until_signalled(
             lambda: calibrate(
                 model_name,
@@ -312,7 +318,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
                 seconds=options.seconds,
                 prompt_tokens=options.prompt_tokens,
                 machine=options.machine,
-                tell=lambda share, what: progress.at(round(100 * share), 100, what),
+                tell=tell,
                 progress=lambda line: progress.print(line, sys.stderr),
             )
         )

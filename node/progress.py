@@ -72,11 +72,9 @@ class Progress:
         self._done = 0
         self._part_began_s = time.monotonic()
 
-    def at(self, done: int, total: int | None = None, what: str | None = None) -> None:
-        """So many are done (of so many), and this is what is worked on."""
+    def at(self, done: int, *, what: str | None = None) -> None:
+        """So many are done, and this is what is worked on."""
         self._done = done
-        if total is not None:
-            self._total = total
         if what is not None:
             self._what = what
 

@@ -140,14 +140,16 @@ def _plain(text: str) -> str:
 
 
 def _check_answer(block: Block, shown: str, real: str) -> None:
-    """An HTTP answer: the status, the headers that are shown, and the body's form."""
-    (shown_head, shown_body), (head, body) = (_parts(text) for text in (shown, real))
+    """An HTTP answer: the status, the headers that are shown, and the form of the body, if it is."""
+    (shown_head, shown_body), (head, body) = (_parts(text.strip()) for text in (shown, real))
     assert shown_head[0] == head[0], str(block)
     headers = dict(line.split(": ", 1) for line in head[1:])
     for line in shown_head[1:]:
         name, value = line.split(": ", 1)
         assert name in headers, f"{block}: no header {name}"
         assert _plain(value) == _plain(headers[name]), f"{block}: {name}: {headers[name]}"
+    if not shown_body:
+        return
     assert _form(json.loads(shown_body.replace("\n", ""))) == _form(json.loads(body)), f"{block}: {body}"
 
 
