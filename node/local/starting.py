@@ -44,8 +44,7 @@ async def saying_so(
         yield
     finally:
         saying.cancel()
-        with suppress(asyncio.CancelledError):
-            await saying
+        await asyncio.gather(saying, return_exceptions=True)
 
 
 def fetched_bytes(model: LocalModel, environ: Mapping[str, str]) -> int:
