@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -303,12 +303,15 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         raise SettingsError(f"-o {output}: expected NAME.json, with NAME of letters, digits, '.', '_' and '-'")
     if not os.access(output.parent, os.W_OK) or output.is_dir():
         raise SettingsError(f"-o {output}: cannot be written there")
-    with Progress(f"{model_name}: starting its engine") as progress:
+    print(f"{model_name}: starting its engine", file=sys.stderr, flush=True)
+    with ExitStack() as stack:
+        driving = Progress("", total=100, unit="%")
 
         def tell(share: float, what: str) -> None:
-            if share == 0.0:  # the time that is left is that of the driving
-                progress.now(what, total=100, unit="%")
-            progress.at(round(100 * share), what=what if share < 1.0 else f"{model_name}: stopping its engine")
+            if share == 0.0:  # up to here the engine has said itself what it does
+                driving.now(what, total=100, unit="%")
+                stack.enter_context(driving)
+            driving.at(round(100 * share), what=what if share < 1.0 else f"{model_name}: stopping its engine")
 
         made = _until_signalled(
             lambda: calibrate(
@@ -319,7 +322,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
                 prompt_tokens=options.prompt_tokens,
                 machine=options.machine,
                 tell=tell,
-                progress=lambda line: progress.print(line, sys.stderr),
+                progress=lambda line: print(line, file=sys.stderr, flush=True),
             )
         )
     write_profile(output, made.profile)

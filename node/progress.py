@@ -19,14 +19,13 @@ _REDRAW_S: Final = 0.2
 _SAY_EVERY_S: Final = 10.0
 _SHOWN_AFTER_S: Final = 1.0
 _COLUMNS: Final = 100
-_LINE: Final = "{desc}: {percentage:.0f} %, {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {remaining} left"
-_LINE_WITHOUT_END: Final = "{desc}: {n_fmt}{unit} in {elapsed}, {rate_fmt}"
+_BAR_COLUMNS: Final = 30
 
 
 class Progress:
     """How far `what` is, for the length of a `with` block.
 
-    `total` is how many there are, None where nobody knows; `unit` what is counted (``B`` is shown as MB, GB). `measure`
+    `total` is how many there are, None where nobody knows; `unit` what is counted. `measure`
     is asked how many are done, from another thread, where whoever works cannot tell (a copy that a library makes).
     `bar` false: lines on a terminal too, for a program that prints meanwhile.
     """
@@ -51,7 +50,6 @@ class Progress:
         self._drawing = threading.Lock()
         self._is_drawn = False
         self._thread = threading.Thread(target=self._keep_telling, name="progress", daemon=True)
-        self._began_s = time.monotonic()
         self.now(what, total=total, unit=unit)
 
     def __enter__(self) -> Self:
@@ -116,22 +114,38 @@ class Progress:
             self._is_drawn = False
 
     def _text(self, columns: int = _COLUMNS) -> str:
-        from tqdm import tqdm  # only where something is shown at all
-
         done = self._done if self._measure is None else self._measure()
+        passed_s = time.monotonic() - self._part_began_s
         if not done:
-            return f"{self._what}, {time.monotonic() - self._began_s:.0f} s so far"
-        return str(
-            tqdm.format_meter(
-                done,
-                None if self._total is None else max(self._total, done),
-                time.monotonic() - self._part_began_s,
-                ncols=columns,
-                prefix=self._what,
-                unit=self._unit if self._unit == "B" else f" {self._unit}",
-                unit_scale=True,
-                unit_divisor=1000,
-                ascii=(self._stream.encoding or "").lower() not in ("utf-8", "utf8"),
-                bar_format=None if self._terminal else _LINE if self._total else _LINE_WITHOUT_END,
-            )
-        )
+            return f"{self._what}, {passed_s:.0f} s so far"
+        rate = done / passed_s
+        if not self._total or done > self._total:  # or it grows while it is copied
+            return f"{self._what}: {_count(done, self._unit)} in {_time(passed_s)}, {_count(rate, self._unit)}/s"
+        left = f"{_time((self._total - done) / rate)} left"
+        if self._unit == "%":
+            told = left
+        else:
+            of = _count(self._total, self._unit)
+            told = f"{_count(done, self._unit)} of {of}, {_count(rate, self._unit)}/s, {left}"
+        share = done / self._total
+        bar = ""
+        if self._terminal:
+            width = max(0, min(_BAR_COLUMNS, columns - len(self._what) - len(told) - 10))
+            full = round(share * width)
+            bar = f" [{'#' * full}{'.' * (width - full)}]" if width else ""
+        return f"{self._what}:{bar} {share:.0%}, {told}"
+
+
+def _count(value: float, unit: str) -> str:
+    """``450k rows``, ``1.2 MB``: three digits are enough to see it move."""
+    for prefix in ("", "k", "M", "G"):
+        if value < 999.5 or prefix == "G":
+            break
+        value /= 1000
+    digits = f"{value:.0f}" if not prefix and value == int(value) else f"{value:.3g}"
+    return f"{digits} {prefix}{unit}" if unit == "B" else f"{digits}{prefix} {unit}"
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02} min" if minutes else f"{rest} s"

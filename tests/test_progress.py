@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 import threading
@@ -68,16 +69,14 @@ def on_a_terminal(what: str, *, total: int | None = None, unit: str = "rows") ->
 def test_terminal_shows_share_count_rate_and_time_left_on_one_line_that_goes_away() -> None:
     seen = on_a_terminal("copying", total=1_000_000)
     lines = [line for line in seen.split("\r\x1b[K") if line]
-    assert lines[0].startswith("copying:  45%|")
-    assert " 450k/1.00M [" in lines[0]
-    assert "rows/s]" in lines[0]
+    assert re.fullmatch(r"copying: \[#+\.+\] 45%, 450k rows of 1M rows, \S+ rows/s, .* left", lines[0]), lines[0]
     assert "\n" not in seen
     assert seen.endswith("\r\x1b[K")
 
 
 def test_count_without_a_known_end_and_bytes_are_shown_as_such() -> None:
-    assert "reading: 450k requests [" in on_a_terminal("reading", unit="requests")
-    assert "backing up: 450kB [" in on_a_terminal("backing up", unit="B")
+    assert "reading: 450k requests in " in on_a_terminal("reading", unit="requests")
+    assert "backing up: 450 kB in " in on_a_terminal("backing up", unit="B")
 
 
 def test_elsewhere_there_is_a_line_now_and_then_and_none_for_what_is_over_at_once(
@@ -87,7 +86,7 @@ def test_elsewhere_there_is_a_line_now_and_then_and_none_for_what_is_over_at_onc
     asked, measure = asked_twice(450)
     with Progress("copying", total=1000, stream=log, measure=measure, say_every_s=0.001):
         assert asked.wait(_WITHIN_S)
-    assert log.getvalue().startswith("copying: 45 %, 450 of 1.00k rows, ")
+    assert log.getvalue().startswith("copying: 45%, 450 rows of 1k rows, ")
     assert "\r" not in log.getvalue()
     quick = io.StringIO()
     with Progress("copying", stream=quick) as progress:
