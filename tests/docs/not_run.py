@@ -11,6 +11,8 @@ NOT_RUN: Final = {
     ("docs/get-started.md", "scripts/serve"): "as above",
     ("README.md", "docker"): "needs Docker and a GPU",
     ("docs/privacy.md", "sudo .venv/bin/spillway audit prove"): "takes minutes; tests/live/test_prove.py runs it",
+    ("docs/top.md", "ssh"): "needs another machine",
+    ("docs/top.md", "spillway top --url"): "looks at that machine; tests/dashboard/test_top.py gives it an address",
     ("docs/simulate.md", "spillway calibrate"): "takes more than a minute; tests/live/test_calibrate.py runs it",
 }
 """Commands of shell blocks."""

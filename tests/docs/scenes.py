@@ -116,4 +116,5 @@ _SET_UP: Final[Mapping[str, Callable[[Scene, AsyncExitStack], Awaitable[Any]]]] 
     "docs/operations.md": _operations,
     "docs/privacy.md": _only_node,
     "docs/simulate.md": _simulate,
+    "docs/top.md": _only_node,
 }
