@@ -305,13 +305,20 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         raise SettingsError(f"-o {output}: cannot be written there")
     print(f"{model_name}: starting its engine", file=sys.stderr, flush=True)
     with ExitStack() as stack:
-        driving = Progress("", total=100, unit="%")
+        began_s = math.nan
+
+        def percent() -> int:
+            return min(100, round(100 * (time.monotonic() - began_s) / options.seconds))
+
+        driving = Progress("", measure=percent)
 
         def tell(share: float, what: str) -> None:
+            nonlocal began_s
             if share == 0.0:  # up to here the engine has said itself what it does
+                began_s = time.monotonic()
                 driving.now(what, total=100, unit="%")
                 stack.enter_context(driving)
-            driving.at(round(100 * share), what=what if share < 1.0 else f"{model_name}: stopping its engine")
+            driving.is_at(what if share < 1.0 else f"{model_name}: stopping its engine")
 
         made = _until_signalled(
             lambda: calibrate(

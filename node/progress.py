@@ -70,11 +70,13 @@ class Progress:
         self._done = 0
         self._part_began_s = time.monotonic()
 
-    def at(self, done: int, *, what: str | None = None) -> None:
-        """So many are done, and this is what is worked on."""
+    def is_at(self, what: str) -> None:
+        """The same part goes on, with something else in it."""
+        self._what = what
+
+    def at(self, done: int) -> None:
+        """So many are done."""
         self._done = done
-        if what is not None:
-            self._what = what
 
     def advance(self, more: int) -> None:
         """So many more are done."""
