@@ -308,7 +308,7 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         began_s = math.nan
 
         def percent() -> int:
-            return min(100, round(100 * (time.monotonic() - began_s) / options.seconds))
+            return min(100, int(100 * (time.monotonic() - began_s) / float(options.seconds)))
 
         driving = Progress("", measure=percent)
 
