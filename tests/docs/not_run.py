@@ -10,6 +10,7 @@ NOT_RUN: Final = {
     ("README.md", "scripts/test"): "runs the tests",
     ("docs/get-started.md", "scripts/serve"): "as above",
     ("README.md", "docker"): "needs Docker and a GPU",
+    ("docs/demo.md", "scripts/demo"): "takes two minutes and an engine; tests/demo runs a short day",
     ("docs/privacy.md", "sudo .venv/bin/spillway audit prove"): "takes minutes; tests/live/test_prove.py runs it",
     ("docs/top.md", "ssh"): "needs another machine",
     ("docs/top.md", "spillway top --url"): "looks at that machine; tests/dashboard/test_top.py gives it an address",
