@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from starlette.types import ASGIApp
 
-from node.api.admin import AdminParts, build_admin
+from node.api.admin import AdminParts, GuardedAdmin, build_admin
 from node.api.app import build_app
 from node.api.auth import Keyring
 from node.api.completions import Parts
@@ -261,7 +261,7 @@ class Node:
             ),
         )
 
-    def admin_asgi(self) -> ASGIApp:
+    def admin_asgi(self) -> GuardedAdmin:
         """The admin API, for a port of its own. Raises `SettingsError` where its key cannot be kept."""
         parts = AdminParts(
             key=self._admin_key(),

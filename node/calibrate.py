@@ -17,11 +17,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from node.catalogue import LocalModel
 from node.catalogue_files import default_models_dir, load_catalogue, with_engine_args
@@ -29,6 +29,7 @@ from node.errors import SettingsError
 from node.local.drive import DirectDrive
 from node.local.engine import LocalEngine
 from node.local.stats import TimedStep
+from node.progress import Progress
 from node.routing.profile import EngineProfile
 from node.settings import Settings
 from node.simulate.calibration import Cache, Fit, Measured, fit, measure
@@ -38,7 +39,6 @@ PROMPT_TOKENS = 1024
 _OUTPUT_TOKENS = 128
 _TWO_ROUNDS_S = 30.0  # as long as this, everything is measured twice, so that a bad moment spoils only half
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_BAR_WIDTH = 30
 
 
 class Drive(Protocol):
@@ -272,32 +272,6 @@ def _rate(tokens_per_s: float | None) -> str:
     return "-" if tokens_per_s is None else f"{tokens_per_s:,.0f} tokens/s"
 
 
-class Progress:
-    """How far it is: a bar on a terminal, plain lines otherwise."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._terminal = stream.isatty()
-
-    def line(self, text: str) -> None:
-        """A line that stays."""
-        print(text, file=self._stream, flush=True)
-
-    def tell(self, share: float, what: str) -> None:
-        """So much is done, and this is what runs now."""
-        if not self._terminal:
-            self.line(f"{share:4.0%}  {what}")
-            return
-        full = round(share * _BAR_WIDTH)
-        end = "\n" if share >= 1.0 else ""
-        print(
-            f"\r\033[K[{'#' * full}{'.' * (_BAR_WIDTH - full)}] {share:4.0%}  {what}",
-            end=end,
-            file=self._stream,
-            flush=True,
-        )
-
-
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
     """Registers `calibrate`."""
     command = commands.add_parser(
@@ -329,19 +303,35 @@ def run(options: argparse.Namespace, settings: Settings) -> int:
         raise SettingsError(f"-o {output}: expected NAME.json, with NAME of letters, digits, '.', '_' and '-'")
     if not os.access(output.parent, os.W_OK) or output.is_dir():
         raise SettingsError(f"-o {output}: cannot be written there")
-    progress = Progress(sys.stderr)
-    made = _until_signalled(
-        lambda: calibrate(
-            model_name,
-            model,
-            name=name,
-            seconds=options.seconds,
-            prompt_tokens=options.prompt_tokens,
-            machine=options.machine,
-            tell=progress.tell,
-            progress=progress.line,
+    print(f"{model_name}: starting its engine", file=sys.stderr, flush=True)
+    with ExitStack() as stack:
+        began_s = math.nan
+
+        def percent() -> int:
+            return min(100, int(100 * (time.monotonic() - began_s) / float(options.seconds)))
+
+        driving = Progress("", measure=percent)
+
+        def tell(share: float, what: str) -> None:
+            nonlocal began_s
+            if share == 0.0:  # up to here the engine has said itself what it does
+                began_s = time.monotonic()
+                driving.now(what, total=100, unit="%")
+                stack.enter_context(driving)
+            driving.is_at(what if share < 1.0 else f"{model_name}: stopping its engine")
+
+        made = _until_signalled(
+            lambda: calibrate(
+                model_name,
+                model,
+                name=name,
+                seconds=options.seconds,
+                prompt_tokens=options.prompt_tokens,
+                machine=options.machine,
+                tell=tell,
+                progress=lambda line: print(line, file=sys.stderr, flush=True),
+            )
         )
-    )
     write_profile(output, made.profile)
     print(table(made))
     print(f"written: {output}")

@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Final
 
 from node.errors import SettingsError
+from node.progress import Progress
 from node.settings import Settings
-from node.store.copying import back_up, copy_ledger, restore
+from node.store.copying import back_up, copied_bytes, copy_ledger, restore
 from node.store.database import FILE, Database, Place, StoreUnavailable, place_of
 from node.store.identity import are_running
 from node.store_place import beside, place_for
-
-_BAR_WIDTH: Final = 30
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -46,7 +44,7 @@ def run(options: argparse.Namespace, settings: Settings, *, configured: bool) ->
     """Does what the command line says and gives the exit code. Raises `SettingsError`."""
     place = place_for(settings, emulated=not configured and not settings.providers)
     if options.action == "backup":
-        with beside(place) as database:
+        with beside(place) as database, _copying("backing up", place.file, options.file):
             back_up(database, options.file)
         print(f"{options.file}: the ledger as it was at this moment")
         return 0
@@ -60,7 +58,8 @@ def run(options: argparse.Namespace, settings: Settings, *, configured: bool) ->
 def _restore(backup: Path, place: Place) -> int:
     if place.file is None:
         raise SettingsError("the ledger is in PostgreSQL: restore it with pg_restore or psql, see docs/operations.md")
-    aside = restore(backup, place.file)
+    with _copying("looking through it, and putting it back", backup, place.file):
+        aside = restore(backup, place.file)
     print(f"{place.file}: put back from {backup}" + (f"; what was there is {aside}" if aside else ""))
     print("What was spent after the backup is not in it: spillway usage reconcile tells", file=sys.stderr)
     return 0
@@ -73,15 +72,13 @@ def _copy(place: Place, to: str) -> int:
     if target_place.file is not None and place.file is not None:
         raise SettingsError("--to: the ledger is a SQLite file already; copy that with `spillway ledger backup`")
     target = Database(target_place)
-    bar = _Bar()
     try:
-        with beside(place) as source:
+        with beside(place) as source, Progress("copying") as progress:
             target.open()
-            copied = copy_ledger(source, target, bar.show)
+            copied = copy_ledger(source, target, progress)
     except StoreUnavailable as error:
         raise SettingsError(str(error)) from error
     finally:
-        bar.clear()
         target.close()
     print(", ".join(f"{table}: {rows:,} rows" for table, rows in copied.items()))
     where = "$SPILLWAY_DATABASE_URL (or store.url)" if is_url else f"store.folder: {folder} ({FILE}), without store.url"
@@ -89,20 +86,7 @@ def _copy(place: Place, to: str) -> int:
     return 0
 
 
-class _Bar:
-    """One line on stderr that is overwritten; nothing unless stderr is a terminal."""
-
-    def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
-
-    def show(self, done: int, total: int) -> None:
-        """So many rows of so many are copied."""
-        if self._shown:
-            filled = _BAR_WIDTH * done // total if total else _BAR_WIDTH
-            bar = "#" * filled + "-" * (_BAR_WIDTH - filled)
-            print(f"\r\033[K[{bar}] {done:,} of {total:,} rows", end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self._shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+def _copying(what: str, source: Path | None, target: Path) -> Progress:
+    """How much of a file has been copied; what makes the copy does not tell."""
+    total = source.stat().st_size if source is not None and source.exists() else None
+    return Progress(what, total=total, unit="B", measure=lambda: copied_bytes(target))

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from node.errors import SettingsError
+from node.progress import Progress
 from node.settings import Settings
 from node.store.moments import since_us, until_us
 from node.store.reconcile import LONGEST_US, SLACK_US, our_calls, reconcile, write
@@ -119,6 +120,7 @@ def run(options: argparse.Namespace, settings: Settings, *, configured: bool) ->
     with (
         beside(place_for(settings, emulated=not configured and not settings.providers)) as database,
         database.reading() as connection,
+        Progress("adding up"),
     ):
         report = read_usage(connection, question)
     form: Callable[[Report], str] = options.form
@@ -127,6 +129,11 @@ def run(options: argparse.Namespace, settings: Settings, *, configured: bool) ->
 
 
 def _reconcile(options: argparse.Namespace, settings: Settings, *, configured: bool) -> int:
+    with Progress("reading the statement") as progress:
+        return _compared(options, settings, progress, configured=configured)
+
+
+def _compared(options: argparse.Namespace, settings: Settings, progress: Progress, *, configured: bool) -> int:
     items = read_statement(options.statement, _columns(options.column))
     since, until = period(options)
     timed = [(item.at_us, item.within_us) for item in items if item.at_us is not None]
@@ -137,6 +144,7 @@ def _reconcile(options: argparse.Namespace, settings: Settings, *, configured: b
         raise SettingsError("--slack-s: expected seconds from 0 on")
     slack_us = round(options.slack_s * 1e6)
     with beside(place_for(settings, emulated=not configured and not settings.providers)) as database:
+        progress.now("reading the ledger")
         with database.reading() as connection:
             ours = our_calls(
                 connection,
@@ -146,12 +154,14 @@ def _reconcile(options: argparse.Namespace, settings: Settings, *, configured: b
             )
         if not ours:
             raise SettingsError(f"--provider {options.provider}: the ledger has no calls to it in this time")
+        progress.now(f"comparing {len(items):,} rows with {len(ours):,} calls")
         found = reconcile(items, ours, since_us=since, until_us=until, slack_us=slack_us)
-        print(options.form(found).rstrip("\n"))
+        progress.print(options.form(found).rstrip("\n"))
         if options.write:
+            progress.now("writing")
             with database.writing() as connection:
                 billed, settled = write(connection, found)
-            print(f"written: {billed:,} billed amounts, {settled:,} orphans settled", file=sys.stderr)
+            progress.print(f"written: {billed:,} billed amounts, {settled:,} orphans settled", sys.stderr)
     return int(has_differences(found))
 
 

@@ -1,12 +1,11 @@
 """`spillway calibrate` without an engine: what it would drive one with, and what it refuses before starting one."""
 
 import asyncio
-import io
 from pathlib import Path
 
 import pytest
 
-from node.calibrate import Cell, Progress, drive, plan
+from node.calibrate import Cell, drive, plan
 from node.cli import main
 from node.simulate.profiles import find_profile
 
@@ -77,13 +76,6 @@ async def test_cancelled_it_leaves_no_sequence_behind() -> None:
     with pytest.raises(asyncio.CancelledError):
         await driving
     assert engine.here == 0
-
-
-def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
-    stream = io.StringIO()
-    progress = Progress(stream)
-    progress.tell(0.25, "1 sequence")
-    assert stream.getvalue() == " 25%  1 sequence\n"
 
 
 @pytest.mark.parametrize(

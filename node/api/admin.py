@@ -12,7 +12,7 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from node.api.app import error_response, on_bug, on_http_exception, on_our_error
 from node.api.body import Headers
@@ -43,7 +43,7 @@ class AdminParts:
     now_us: Callable[[], int]
 
 
-def build_admin(parts: AdminParts, dashboard: Sequence[BaseRoute] = (), pages: Collection[str] = ()) -> ASGIApp:
+def build_admin(parts: AdminParts, dashboard: Sequence[BaseRoute] = (), pages: Collection[str] = ()) -> GuardedAdmin:
     """The ASGI application behind its guard. Holds no state of its own. `pages` are the paths that need no key."""
     app = FastAPI(title="Spillway admin", docs_url=None, redoc_url=None, redirect_slashes=False, openapi_url=None)
 
@@ -93,19 +93,20 @@ def build_admin(parts: AdminParts, dashboard: Sequence[BaseRoute] = (), pages: C
     app.add_exception_handler(SpillwayError, on_our_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(Exception, on_bug)
-    return _Guard(app, parts.key, parts.host, frozenset(pages))
+    return GuardedAdmin(app, parts.key, parts.host, frozenset(pages))
 
 
-class _Guard:
-    """Lets through who has the key, and no page that a browser here has open. `pages` are let through without one."""
+class GuardedAdmin:
+    """Lets through to `app` who has the key, and no page that a browser here has open. `pages` need no key."""
 
-    def __init__(self, app: ASGIApp, key: str, host: str, pages: frozenset[str]) -> None:
-        self._app = app
+    def __init__(self, app: FastAPI, key: str, host: str, pages: frozenset[str]) -> None:
+        self.app = app
         self._digest = hashlib.sha256(key.encode()).digest()
         self._host = host
         self._pages = pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or refuse it."""
         try:
             if scope["path"] in self._pages:
                 check_host(scope["headers"], self._host, "the admin API")
@@ -115,7 +116,7 @@ class _Guard:
         except SpillwayError as error:
             await error_response(error)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        await self.app(scope, receive, send)
 
     def _check_key(self, headers: Headers) -> None:
         given = next((value for name, value in headers if name == b"authorization"), b"")

@@ -57,6 +57,22 @@ _HEADERS: Final = {
     "x-spillway-cost-budget-usd": {"type": "string", "pattern": r"^[0-9]{1,5}(\.[0-9]{1,9})?$"},
 }
 
+ANSWER_HEADERS: Final = {
+    "x-request-id": "the request's id, also in the log, the traces and the dashboard; on errors too",
+    "x-spillway-backend": "who answered: `local`, `cache`, or the provider's name in the settings",
+    "x-spillway-model": "the model that answered, as its backend calls it",
+    "x-spillway-reason": "why it went there; on a refusal, the rule that said no",
+    "x-spillway-queue-ms": "how long it waited to be placed",
+    "x-spillway-pinned-by": "who pinned it to the premises: `settings`, `key`, `model`, `request` or `content:RULE`",
+    "x-ignored-params": "request fields that the node does not know, and left out",
+    "x-should-retry": "`false` where sending it again cannot help; OpenAI's SDKs heed it",
+    "retry-after": "on every 429 and 503: seconds to wait, at least 1",
+    "x-ratelimit-limit-requests": "what the key has per minute; the same with `-tokens`",
+    "x-ratelimit-remaining-requests": "what is left of it; the same with `-tokens`",
+    "x-ratelimit-reset-requests": "when all of it is there again, as `1m30s` or `20ms`; the same with `-tokens`",
+}
+"""Every header of our own that an answer may have, and what it says."""
+
 
 @cache
 def components() -> dict[str, Any]:
@@ -82,6 +98,11 @@ def operation(kind: Kind) -> dict[str, Any]:
         "responses": {
             "200": {
                 "description": "The answer; a stream of server-sent events when `stream` is true",
+                "headers": {
+                    header: {"description": what, "schema": {"type": "string"}}
+                    for header, what in ANSWER_HEADERS.items()
+                    if header not in ("x-should-retry", "retry-after")
+                },
                 "content": {
                     "application/json": {"schema": {"type": "object"}},
                     "text/event-stream": {"schema": {"type": "string"}},

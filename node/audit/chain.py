@@ -11,6 +11,7 @@ from typing import Any, Final, TextIO
 
 from sqlalchemy import Connection, Row, select
 
+from node.progress import Progress
 from node.store.audit import GENESIS, Head, digest, head
 from node.store.schema import AuditEvent, audit
 
@@ -44,7 +45,7 @@ class Choice:
     event: AuditEvent | None = None
 
 
-def verify(connection: Connection, expect: Head | None = None) -> Verdict:
+def verify(connection: Connection, expect: Head | None = None, progress: Progress | None = None) -> Verdict:
     """Walk the whole chain, a page of rows at a time, and stop where it breaks.
 
     `expect` is a head that was kept elsewhere: it must still be in the chain, else the end was cut off, or the chain
@@ -52,7 +53,11 @@ def verify(connection: Connection, expect: Head | None = None) -> Verdict:
     """
     at = Head(0, GENESIS)
     events: dict[str, int] = {}
-    for row in _rows(connection, Choice()):
+    rows = _rows(connection, Choice())
+    if progress is not None:
+        progress.now("looking through the chain", total=head(connection).seq)
+        rows = progress.counting(rows)
+    for row in rows:
         if why := _fault(at, row, expect):
             return Verdict(at.seq, at, events, at.seq + 1, why)
         events[row.event] = events.get(row.event, 0) + 1

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from node.errors import SettingsError
+from node.progress import Progress
 from node.settings import Settings
 from node.store.audit import Head
 from node.store.database import Database, StoreUnavailable, data_folder, place_of
@@ -68,8 +69,8 @@ def run(options: argparse.Namespace, settings: Settings, *, emulated: bool) -> i
         with _database(settings, emulated=emulated) as database:
             if options.action == "export":
                 return _export(options, database)
-            with database.reading() as connection:
-                verdict = verify(connection, options.expect)
+            with database.reading() as connection, Progress("opening the record") as progress:
+                verdict = verify(connection, options.expect, progress)
     except StoreUnavailable as error:
         raise SettingsError(str(error)) from error
     counts = ", ".join(f"{count} {event}" for event, count in sorted(verdict.events.items())) or "no rows yet"
@@ -99,7 +100,10 @@ def _export(options: argparse.Namespace, database: Database) -> int:
             write(connection, choice, sys.stdout)
             return 0
         try:
-            with options.output.open("w", encoding="utf-8", newline="") as file:
+            with (
+                options.output.open("w", encoding="utf-8", newline="") as file,
+                Progress("writing", unit="B", measure=lambda: options.output.stat().st_size),
+            ):
                 count = write(connection, choice, file)
         except OSError as error:
             raise SettingsError(f"--output {options.output}: {error.strerror}") from error

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path as Folder
 from typing import Any, Final
@@ -19,6 +20,7 @@ from typing import Any, Final
 from node.audit.canaries import BY_MODEL, BY_SETTINGS, CONTROL, MODEL, Canary, Path, canaries, paths
 from node.audit.isolation import Isolation
 from node.audit.proving_ground import ProvingGround, proving_ground
+from node.progress import Progress
 from node.settings import Settings
 
 _SETTLE_S: Final = 1.0
@@ -96,7 +98,9 @@ def run(settings: Settings, isolation: Isolation | str) -> int:
 async def _campaign(settings: Settings, folder: Folder) -> list[Tally]:
     word = f"word{secrets.token_hex(6)}"
     print("starting a node with the demo model, and an emulator for its cloud", flush=True)
-    async with proving_ground(settings, word, folder) as ground:
+    async with AsyncExitStack() as stack:
+        with Progress("loading the demo model"):
+            ground = await stack.enter_async_context(proving_ground(settings, word, folder))
         ways = paths(settings.privacy.content_rules, word)
         print(f"pinned by: {', '.join(way.name for way in (*ways, BY_MODEL, BY_SETTINGS))}\n")
         columns = ("sent", "served here", "refused", "arrived", "controls arrived")
@@ -104,7 +108,8 @@ async def _campaign(settings: Settings, folder: Folder) -> list[Tally]:
         sent: list[Canary] = []
         tallies = []
         for condition in CONDITIONS:
-            tally = await _under(condition, ground, ways, sent)
+            with Progress(f"{condition.name}: sending"):
+                tally = await _under(condition, ground, ways, sent)
             tallies.append(tally)
             refused = tally.answers["refused"]
             controls = f"{tally.controls_arrived} of {tally.controls}"

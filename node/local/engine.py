@@ -25,6 +25,7 @@ from node.local.prefill import PrefillQueue
 from node.local.processes import EngineProcess, descendants, spawning_apart, step_back, step_up, sweep
 from node.local.segments import Segment, segments_of, sweep_segments
 from node.local.serving import Serving
+from node.local.starting import saying_so
 from node.local.stats import Step, StepStats, TimedStep
 from node.local.warm_up import canary, warm_up
 from node.routing.values import Capability, EngineLoad, EngineState
@@ -91,6 +92,7 @@ class LocalEngine:
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="spillway-engine")
         self._build: asyncio.Future[tuple[Any, Any]] | None = None
         self._start_ended: asyncio.Event | None = None
+        self._doing = "importing vLLM"
 
     @property
     def state(self) -> EngineState:
@@ -237,7 +239,10 @@ class LocalEngine:
         began_s = self._clock()
         self._start_ended = asyncio.Event()
         try:
-            async with _one_start_at_a_time:
+            async with (
+                _one_start_at_a_time,
+                saying_so(self.model_name, self.model, lambda: self._doing, self._progress, self._clock),
+            ):
                 with importing_vllm(), self._reaching_out():
                     await self._start()
         except (SettingsError, EngineUnavailable, asyncio.CancelledError):
@@ -278,6 +283,7 @@ class LocalEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._progress(f"{self.model_name}: starting vLLM on {'CUDA' if cuda else 'CPU'}")
+        self._doing = "building the engine (reading the weights, making room for the KV cache)"
         with arguments.refusals_named(self.model_name, self.model):
             engine_args = AsyncEngineArgs.from_cli_args(args)
             config = engine_args.create_engine_config(UsageContext.ENGINE_CONTEXT)
@@ -302,6 +308,7 @@ class LocalEngine:
         self._stats = StepStats(self._on_timed)
         self._prefill = PrefillQueue(self._llm.output_processor.request_states)
         grammar = bool(self.model.capabilities & _GRAMMAR_CAPABILITIES)
+        self._doing = "generating for the first time (compiling what compiles on first use)"
         async with asyncio.timeout(_WARM_UP_WITHIN_S):
             await warm_up(serving, grammar=grammar, compiled=self._stats.forget)
         if self._stopping:

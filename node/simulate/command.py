@@ -10,13 +10,14 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from node.errors import SettingsError
+from node.progress import Progress
 
 if TYPE_CHECKING:
     from node.money import Price
@@ -201,16 +202,12 @@ def _simulate(options: argparse.Namespace, ledger: Place | None) -> int:
         make_policy(policy)
     if options.explain is not None:
         explaining.check(options.explain)
-    progress = _Progress()
-    try:
-        progress.show(f"reading {options.trace or 'the ledger'}")
-        question = _question(options, ledger)
-        found = comparing.compare(question, policies, bound=options.bound, progress=progress.show)
+    with Progress(f"reading {options.trace or 'the ledger'}", unit="requests") as progress:
+        question = _question(options, ledger, progress)
+        found = comparing.compare(question, policies, bound=options.bound, progress=progress)
         why = None
         if options.explain is not None:
-            why = explaining.explain(question, policies[0], options.explain, progress.show)
-    finally:
-        progress.clear()
+            why = explaining.explain(question, policies[0], options.explain, progress)
     told = None if why is None else explained.as_json(why)
     document = comparing.as_json(found, told) if options.json else b""
     picture = page.draw(found).encode() if options.html else b""
@@ -224,7 +221,7 @@ def _simulate(options: argparse.Namespace, ledger: Place | None) -> int:
     return 0
 
 
-def _question(options: argparse.Namespace, ledger: Place | None) -> Question:
+def _question(options: argparse.Namespace, ledger: Place | None, progress: Progress) -> Question:
     from node.routing.values import Zone
     from node.simulate.comparing import Question, pick_pinned
     from node.simulate.offered import speed_for
@@ -257,7 +254,7 @@ def _question(options: argparse.Namespace, ledger: Place | None) -> Question:
     load = None if options.load is None else _number("--load", options.load, above=0)
     name = "the ledger" if options.trace is None else options.trace
     fitting = capped(_requests(options, seed) if history is None else history.requests, profile.context_tokens)
-    trace = list(itertools.islice(fitting, _MOST_REQUESTS + 1))
+    trace = list(itertools.islice(progress.counting(fitting), _MOST_REQUESTS + 1))
     if len(trace) > _MOST_REQUESTS:
         part = "--from-s and --seconds" if history is None else "--since and --until"
         raise SettingsError(f"{name}: more than {_MOST_REQUESTS:,} requests; take a part of it with {part}")
@@ -267,6 +264,7 @@ def _question(options: argparse.Namespace, ledger: Place | None) -> Question:
     if history is not None and pinned_share is None:
         pinned = history.pinned
     if load is not None:
+        progress.now(f"looking for the speed that offers a load of {load:g}")
         try:
             speed = speed_for(trace, profile, load)
         except ValueError as error:
@@ -377,11 +375,12 @@ def _convert(options: argparse.Namespace) -> int:
     seed = None if options.seed is None else _whole("--seed", options.seed)
     context = None if options.context is None else _whole("--context", options.context)
     converted = convert(options.source, window=_window(options, seconds=math.inf), seed=seed)
-    if context is None:
-        written, cut = write_trace(options.destination, converted), 0
-    else:
-        fitting = capped(converted, context)
-        written, cut = write_trace(options.destination, fitting), fitting.count.capped
+    with Progress(f"converting {options.source}", unit="requests") as progress:
+        if context is None:
+            written, cut = write_trace(options.destination, progress.counting(converted)), 0
+        else:
+            fitting = capped(converted, context)
+            written, cut = write_trace(options.destination, progress.counting(fitting)), fitting.count.capped
     notes = f", {converted.skipped:,} rows without lengths skipped" if converted.skipped else ""
     notes += f", {cut:,} cut to fit {context:,} tokens" if cut else ""
     print(f"{options.destination}: {written:,} requests, from {converted.format}{notes}")
@@ -397,7 +396,9 @@ def _generate(options: argparse.Namespace) -> int:
     seconds = _number("--seconds", options.seconds, above=0)
     rate = None if options.rate is None else _number("--rate", options.rate, above=0)
     seed = _whole("--seed", options.seed)
-    written = write_trace(options.output, generate(WorkloadKind(options.kind), seconds=seconds, seed=seed, rate=rate))
+    made = generate(WorkloadKind(options.kind), seconds=seconds, seed=seed, rate=rate)
+    with Progress(f"making {options.output}", unit="requests") as progress:
+        written = write_trace(options.output, progress.counting(made))
     print(f"{options.output}: {written:,} requests in {seconds:,.0f} s of {options.kind}")
     return 0
 
@@ -467,19 +468,3 @@ def _check_writable(path: Path | None) -> None:
         raise SettingsError(f"{path}: cannot be written: not a file")
     if not path.parent.is_dir():
         raise SettingsError(f"{path}: cannot be written: there is no folder {path.parent}")
-
-
-class _Progress:
-    """One line on stderr that is overwritten; nothing at all unless stderr is a terminal."""
-
-    def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
-        self.show: Callable[[str], None] = self._show if self._shown else lambda _: None
-
-    def _show(self, what: str) -> None:
-        print(f"\r\033[K{what} ...", end="", file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        """Takes the line away."""
-        if self._shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from node.money import NANO_PER_USD, Price, Usage
+from node.progress import Progress
 from node.routing.profile import EngineProfile
 from node.routing.values import Target
 from node.simulate.baselines import make_policy
@@ -90,8 +91,8 @@ def pick_pinned(requests: int, share: float, seed: int) -> frozenset[int]:
     return frozenset(index for index in range(requests) if rng.random() < share)
 
 
-def run_policy(question: Question, policy: str) -> Run:
-    """The trace through one policy. Raises `SettingsError` for an unknown one."""
+def run_policy(question: Question, policy: str, arrived: Callable[[int], None] = lambda _: None) -> Run:
+    """The trace through one policy; `arrived` is told of each request. Raises `SettingsError` for an unknown one."""
     done = replay(
         question.trace,
         question.profile,
@@ -99,6 +100,7 @@ def run_policy(question: Question, policy: str) -> Run:
         question.promise,
         make_policy(policy),
         question.others,
+        arrived=arrived,
     )
     late, pinned_late = late_nano_usd(question, done)
     local, cloud = _over_time(question.trace, done)
@@ -114,9 +116,9 @@ def run_policy(question: Question, policy: str) -> Run:
 
 
 def compare(
-    question: Question, policies: Sequence[str], *, bound: bool, progress: Callable[[str], None] = lambda _: None
+    question: Question, policies: Sequence[str], *, bound: bool, progress: Progress | None = None
 ) -> Comparison:
-    """Every policy on the same trace with the same cloud. `progress` is told what is being done.
+    """Every policy on the same trace with the same cloud.
 
     Raises `SettingsError` for an unknown policy (before anything is run), and with `bound` where scipy is missing.
     """
@@ -124,7 +126,8 @@ def compare(
         make_policy(policy)
     found: Bound | None = None
     if bound:
-        progress("the least any router could have spent")
+        if progress is not None:
+            progress.now("the least any router could have spent")
         found = lower_bound(
             question.trace,
             question.profile,
@@ -134,8 +137,11 @@ def compare(
         )
     runs = []
     for number, policy in enumerate(policies, 1):
-        progress(f"policy {number} of {len(policies)}: {policy}")
-        runs.append(run_policy(question, policy))
+        if progress is None:
+            runs.append(run_policy(question, policy))
+            continue
+        progress.now(f"policy {number} of {len(policies)}: {policy}", total=len(question.trace), unit="requests")
+        runs.append(run_policy(question, policy, progress.at))
     return Comparison(
         question=question, load=offered_load(question.trace, question.profile), runs=tuple(runs), bound=found
     )

@@ -12,11 +12,12 @@ one's place. And `Steps` says how full the engine's steps were: with fuller ones
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from node.errors import SettingsError
+from node.progress import Progress
 from node.routing.values import Target
 from node.simulate.baselines import make_policy
 from node.simulate.clairvoyant import clairvoyant
@@ -85,16 +86,14 @@ class Explanation:
         return self.policy.spend_nano_usd - self.other.spend_nano_usd
 
 
-def explain(
-    question: Question, policy: str, other: str, progress: Callable[[str], None] = lambda _: None
-) -> Explanation:
+def explain(question: Question, policy: str, other: str, progress: Progress | None = None) -> Explanation:
     """Why `policy` paid more, or less, than `other`: a policy, `depth` (the best fixed one) or `clairvoyant`.
 
     Raises `SettingsError` for an unknown policy, and where there is no such other.
     """
-    progress(f"{policy}, to explain it")
+    if progress is not None:
+        progress.now(f"{policy} and {other}, to explain the difference")
     ours = _through(question, policy)
-    progress(f"{other}, to explain {policy}")
     if other == CLAIRVOYANT:
         if question.others:
             raise SettingsError("--explain clairvoyant: is reckoned for one provider")

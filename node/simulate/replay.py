@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from node.money import Usage
@@ -93,8 +93,10 @@ class _World:
         providers: Sequence[Provider],
         promise: Promise,
         policy: Policy,
+        arrived: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.trace = trace
+        self.arrived = arrived
         self.profile = profile
         self.providers = SimulatedProviders(providers)
         self.promise = promise
@@ -150,6 +152,7 @@ class _World:
 
     def _arrive(self, index: int) -> None:
         request = self.trace[index]
+        self.arrived(index)
         features = self._features(index, request)
         self.features[index] = features
         self._admit(features, frozenset())
@@ -302,12 +305,15 @@ def replay(
     promise: Promise,
     policy: Policy,
     others: Sequence[Provider] = (),
+    *,
+    arrived: Callable[[int], None] = lambda _: None,
 ) -> Replay:
     """Every request of `trace`, sorted by arrival, through `policy`; returns when the last answer is over.
 
-    `others` are providers beside `provider`, with names of their own.
+    `others` are providers beside `provider`, with names of their own. `arrived` is told each request's number when it
+    comes.
     """
-    return _World(trace, profile, (provider, *others), promise, policy).run()
+    return _World(trace, profile, (provider, *others), promise, policy, arrived).run()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

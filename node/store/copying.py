@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from psycopg import sql
 from sqlalchemy import Connection, Integer, Table, func, insert, select, text
 
 from node.errors import SettingsError
+from node.progress import Progress
 from node.store.database import Database, check_file
 from node.store.schema import metadata, spend
 
@@ -25,14 +26,12 @@ _BATCH: Final = 5000
 # Sums of moments overflow 64 bits; sums of remainders do not, for nine billion rows.
 _PRIME: Final = 1_000_000_007
 
-Progress = Callable[[int, int], None]
-
 
 def copy_ledger(source: Database, target: Database, progress: Progress) -> dict[str, int]:
     """Every row of `source` into `target`, in one transaction; how many rows of each table there are.
 
-    Before it is committed, counts and check sums of every column are compared on both sides. `progress` is told how
-    many rows of how many are done. Raises `SettingsError` where the target is not empty, and where the two differ.
+    Before it is committed, counts and check sums of every column are compared on both sides. Raises `SettingsError`
+    where the target is not empty, and where the two differ.
     """
     with _snapshot(source) as reader, target.writing() as writer:
         _without_timeout(writer)
@@ -40,14 +39,13 @@ def copy_ledger(source: Database, target: Database, progress: Progress) -> dict[
             if writer.execute(select(table).limit(1)).first() is not None:
                 raise SettingsError(f"the target is not empty: there are rows in its table {table.name}")
         total = sum(_count(reader, table) for table in _COPIED)
-        done = 0
-        progress(done, total)
+        progress.now("copying", total=total)
         for table in _COPIED:
             for rows in _batches(reader, table):
                 _insert(writer, table, rows)
-                done += len(rows)
-                progress(done, total)
-        for table in _TABLES:
+                progress.advance(len(rows))
+        progress.now("comparing", total=len(_TABLES), unit="tables")
+        for table in progress.counting(_TABLES):
             if _sums(reader, table) != _sums(writer, table):
                 raise SettingsError(f"the copy of the table {table.name} differs from the original; nothing was kept")
         return {table.name: _count(writer, table) for table in _TABLES}
@@ -62,7 +60,7 @@ def back_up(source: Database, file: Path) -> None:
         raise SettingsError("the ledger is in PostgreSQL: back it up with pg_dump, see docs/operations.md")
     if file.exists():
         raise SettingsError(f"{file}: is there already")
-    part = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
+    part = _part_of(file)
     try:
         os.close(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         try:
@@ -84,7 +82,7 @@ def restore(backup: Path, file: Path) -> Path | None:
     No node may be running. Raises `SettingsError` where the backup is not a whole ledger, or something cannot be
     written; then the old file is where it was.
     """
-    part = file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
+    part = _part_of(file)
     try:
         check_file(backup)
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -100,6 +98,18 @@ def restore(backup: Path, file: Path) -> Path | None:
     except OSError as error:
         raise SettingsError(f"{error.filename or file}: {error.strerror or error}") from error
     return aside
+
+
+def copied_bytes(file: Path) -> int:
+    """How much there is of a copy that `back_up` or `restore` is making for `file`; 0 before and after."""
+    parts = file.parent.glob(f".{file.name}.*.part")
+    with suppress(OSError):  # it gets its own name at any moment
+        return max((each.stat().st_size for each in parts), default=0)
+    return 0
+
+
+def _part_of(file: Path) -> Path:
+    return file.with_name(f".{file.name}.{secrets.token_hex(4)}.part")
 
 
 def _set_aside(file: Path) -> Path | None:

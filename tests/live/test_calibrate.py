@@ -49,7 +49,7 @@ def test_ctrl_c_twice_stops_the_engine_and_writes_nothing(tmp_path: Path) -> Non
         )
     try:
         until_s = time.monotonic() + _WITHIN_S
-        while "0%  1 sequence" not in log.read_text():
+        while "1 sequence, prompts of about" not in log.read_text():
             assert child.poll() is None, log.read_text()
             assert time.monotonic() < until_s, log.read_text()
             time.sleep(0.2)

@@ -20,6 +20,8 @@ import pytest
 
 from node.emulator.config import EmulatorConfig
 from node.emulator.server import Emulator
+from tests.docs.reader import Reader
+from tests.docs.scenes import ENGINE_PAGES, in_place_of
 
 pytestmark = pytest.mark.engine
 
@@ -307,6 +309,13 @@ async def test_metrics_are_prometheus_text(node: RunningNode) -> None:
     assert found["vllm:prefix_cache_queries_total"] > 0
     assert found["vllm:request_success_total"] > 0
     assert {"vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"} <= found.keys()
+
+
+@pytest.mark.parametrize("page", ENGINE_PAGES)
+async def test_whoever_does_what_a_page_says_gets_what_it_says(node: RunningNode, page: str, tmp_path: Path) -> None:
+    port, admin_port = (int(url.rpartition(":")[2]) for url in (node.url, node.admin_url))
+    reader = Reader(page, tmp_path, instead=in_place_of(port, admin_port), environ={"SPILLWAY_ADMIN_KEY": _ADMIN_KEY})
+    await asyncio.to_thread(reader.follow)
 
 
 async def test_row_68_ctrl_c_lets_a_stream_end_and_leaves_no_process_behind(node: RunningNode) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from node import cli
 from node.errors import SettingsError
+from node.progress import Progress
 from node.store.copying import back_up, copy_ledger, restore
 from node.store.database import Database, StoreUnavailable, place_of
 from node.store.identity import take_identity
@@ -50,16 +51,23 @@ def full(tmp_path: Path) -> Iterator[Database]:
 def test_ledger_moves_to_postgresql_and_back_without_a_difference(full: Database, tmp_path: Path) -> None:
     if (programs := binaries()) is None:
         pytest.skip("no PostgreSQL server is installed here")
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int | None]] = []
+
+    class Tells(Progress):
+        def advance(self, more: int) -> None:
+            super().advance(more)
+            told.append((self._done, self._total))
+
     with server(programs) as running, ledger(tmp_path / "pg", url=running.url) as there:
-        copied = copy_ledger(full, there, lambda done, total: told.append((done, total)))
+        copied = copy_ledger(full, there, Tells("copying"))
         assert copied == {"calls": 6001, "audit": 3, "keys": 1, "secrets": 1, "spend": 7}
         assert contents(there) == contents(full)
-        assert (told[0], told[-1]) == ((0, 6006), (6006, 6006))
+        assert told[0][1] == 6006
+        assert told[-1] == (6006, 6006)
         with pytest.raises(SettingsError, match="the target is not empty: there are rows in its table"):
-            copy_ledger(full, there, lambda done, total: None)
+            copy_ledger(full, there, Progress("copying"))
         with ledger(tmp_path / "back") as back:
-            copy_ledger(there, back, lambda done, total: None)
+            copy_ledger(there, back, Progress("copying"))
             assert contents(back) == contents(full)
             with pytest.raises(StoreUnavailable, match="calls are not deleted"), back.writing() as connection:
                 connection.execute(calls.delete())
@@ -69,13 +77,15 @@ def test_copy_that_breaks_off_leaves_nothing_behind(full: Database, tmp_path: Pa
     class Full(Exception):
         pass
 
-    def progress(done: int, total: int) -> None:
-        if done > 3000:
-            raise Full
+    class Breaks(Progress):
+        def advance(self, more: int) -> None:
+            super().advance(more)
+            if self._done > 3000:
+                raise Full
 
     with ledger(tmp_path / "there") as there:
         with pytest.raises(Full):
-            copy_ledger(full, there, progress)
+            copy_ledger(full, there, Breaks("copying"))
         assert all(rows == [] for rows in contents(there).values())
 
 
@@ -86,7 +96,7 @@ def test_copy_that_differs_is_not_kept(full: Database, tmp_path: Path) -> None:
                 "CREATE TRIGGER eats AFTER INSERT ON keys BEGIN UPDATE keys SET priority = priority + 1; END"
             )
         with pytest.raises(SettingsError, match="the copy of the table keys differs"):
-            copy_ledger(full, there, lambda done, total: None)
+            copy_ledger(full, there, Progress("copying"))
         assert all(rows == [] for rows in contents(there).values())
 
 

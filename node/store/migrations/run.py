@@ -11,6 +11,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
+from node.progress import Progress
+
 _FOLDER: Final = Path(__file__).parent
 
 
@@ -32,6 +34,9 @@ def migrate(connection: Connection) -> None:
         )
     if present == scripts.get_current_head():
         return
-    with EnvironmentContext(config, scripts, fn=lambda revision, _: scripts._upgrade_revs("head", revision)) as context:
+    with (
+        Progress("bringing the database's tables up to date"),
+        EnvironmentContext(config, scripts, fn=lambda revision, _: scripts._upgrade_revs("head", revision)) as context,
+    ):
         context.configure(connection=connection, transactional_ddl=True)
         context.run_migrations()

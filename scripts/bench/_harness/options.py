@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from _harness.process import CannotRun, end_on_sigterm
+from node.progress import Progress
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -34,8 +35,10 @@ def default_environments() -> Path:
 def main(run: Callable[[], int]) -> int:
     """The exit code of a bench: what `run` returns, 2 when it cannot run here, 130 when interrupted."""
     end_on_sigterm()
+    # Lines, on a terminal too: a bench prints its own between them.
     try:
-        return run()
+        with Progress(Path(sys.argv[0]).name.removeprefix("_").removesuffix(".py"), bar=False):
+            return run()
     except CannotRun as raised:
         print(raised, file=sys.stderr)
         return 2
