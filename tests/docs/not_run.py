@@ -10,7 +10,8 @@ NOT_RUN: Final = {
     ("README.md", "scripts/test"): "runs the tests",
     ("docs/get-started.md", "scripts/serve"): "as above",
     ("README.md", "docker"): "needs Docker and a GPU",
-    ("docs/demo.md", "scripts/demo"): "takes two minutes and an engine; tests/demo runs a short day",
+    ("README.md", "scripts/demo"): "takes two minutes and an engine; tests/live/test_demo.py plays a short day",
+    ("docs/demo.md", "scripts/demo"): "as above",
     ("docs/privacy.md", "sudo .venv/bin/spillway audit prove"): "takes minutes; tests/live/test_prove.py runs it",
     ("docs/top.md", "ssh"): "needs another machine",
     ("docs/top.md", "spillway top --url"): "looks at that machine; tests/dashboard/test_top.py gives it an address",
@@ -24,6 +25,7 @@ ENDLESS: Final = {
 """Commands that are ended after a moment, and must have told of an event by then."""
 
 SHOWN: Final = {
+    ("README.md", "0:15  A burst"): "one day's terminal; tests/demo and tests/live/test_demo.py look at what is printed",
     ("docs/engine.md", "starting"): "a drawing",
     ("docs/traces.md", "POST /v1"): "a drawing",
     ("docs/get-started.md", "Spillway listens"): "what `serve` says first; tests/docs/test_pages.py looks at it",
