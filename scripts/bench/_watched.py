@@ -12,13 +12,14 @@ import tempfile
 import threading
 import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from _harness import gateways, options, wrk
 from _harness.node import start_node
-from _harness.process import Service, free_port, own_cpu_s, program, settle
+from _harness.process import CannotRun, Service, free_port, own_cpu_s, program, settle
 from _harness.report import Bar, describe_machine, finish, number, table
 from _harness.rounds import abba
 from _harness.stats import median, median_ratio
@@ -44,31 +45,47 @@ class Cell:
         return self.cpu_s / self.window.requests
 
 
+class Watchers:
+    """Prometheus, as it were, and somebody with the dashboard open; what they have seen is counted."""
+
+    def __init__(self, node: Service) -> None:
+        self._node = node
+        self._over = threading.Event()
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self.scrapes = self.ticks = 0
+
+    def scrape(self) -> None:
+        """Ask for the metrics once a second."""
+        while not self._over.wait(SCRAPE_EVERY_S):
+            with self._opener.open(f"{self._node.url}/metrics", timeout=10) as answer:
+                self.scrapes += b"spillway_requests" in answer.read()
+
+    def view(self) -> None:
+        """Read the feed as it comes."""
+        with self._opener.open(f"{self._node.url}/dashboard/feed", timeout=10) as feed:
+            while not self._over.is_set() and (line := feed.readline()):
+                self.ticks += line.startswith(b"event: tick")
+
+    def end(self) -> None:
+        """Watch no more."""
+        self._over.set()
+
+
 @contextmanager
 def watched(node: Service) -> Iterator[None]:
-    """Asks for the metrics once a second meanwhile, and reads the dashboard's feed as it comes."""
-    over = threading.Event()
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def scrape() -> None:
-        while not over.wait(SCRAPE_EVERY_S):
-            with opener.open(f"{node.url}/metrics", timeout=10) as answer:
-                answer.read()
-
-    def view() -> None:
-        with opener.open(f"{node.url}/dashboard/feed", timeout=10) as feed:
-            while not over.is_set():
-                feed.readline()
-
-    threads = [threading.Thread(target=scrape), threading.Thread(target=view)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
+    """Has the node watched meanwhile. Raises CannotRun where nothing came of it: that would measure nothing."""
+    watchers = Watchers(node)
+    with ThreadPoolExecutor(2) as pool:
+        tasks = [pool.submit(watchers.scrape), pool.submit(watchers.view)]
+        try:
+            yield
+        finally:
+            watchers.end()
+    for task in tasks:
+        if (error := task.exception()) is not None:
+            raise CannotRun(f"the node could not be watched: {error}") from error
+    if not watchers.scrapes or not watchers.ticks:
+        raise CannotRun(f"only {watchers.scrapes} scrapes and {watchers.ticks} ticks of the feed came")
 
 
 @contextmanager
@@ -104,6 +121,13 @@ def measure(services: dict[str, Service], rounds: int, window_s: float) -> list[
     return cells
 
 
+def known(ratio: float | None) -> float:
+    """The ratio. Raises CannotRun where there is none."""
+    if ratio is None:
+        raise CannotRun("a window without a single answer")
+    return ratio
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Starts the nodes, measures, reports, and gives the exit status."""
     program("nginx", "install it (Debian: apt-get install nginx-light)")
@@ -120,7 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
         traced = stack.enter_context(node(directory / "traced", upstream, traces))
         cells = measure({"bare": bare, "plain": plain, "watched": plain, "traced": traced}, rounds, window_s)
     by_arm = {arm: [cell.cpu_per_request_s for cell in cells if cell.arm == arm] for arm in ARMS}
-    more = {arm: (median_ratio(by_arm[arm], by_arm["bare"]) or 0.0) - 1.0 for arm in ARMS}
+    more = {arm: known(median_ratio(by_arm[arm], by_arm["bare"])) - 1.0 for arm in ARMS}
     rows = [
         (
             arm,
