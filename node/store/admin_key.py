@@ -19,10 +19,10 @@ _LEAST_CHARS: Final = 16
 def admin_key(folder: Path, environ: Mapping[str, str]) -> str:
     """`$SPILLWAY_ADMIN_KEY`, else the one kept in `folder`, made if it is not there (256 bits, mode 0600).
 
-    Raises `SettingsError` for one that is too short, or is kept where others can read it, or cannot be kept.
+    Raises `SettingsError` for one that is not `checked`, or is kept where others can read it, or cannot be kept.
     """
     if given := environ.get(ENV):
-        return _checked(given, ENV)
+        return checked(given, ENV)
     path = folder / FILE
     try:
         with suppress(FileExistsError):
@@ -37,10 +37,22 @@ def read_admin_key(path: Path) -> str:
     try:
         if path.stat().st_mode & 0o077:
             raise SettingsError(f"{path}: others can read it; run chmod 600, or remove it to have a new one made")
-        return _checked(path.read_text().strip(), str(path))
+        return checked(path.read_text().strip(), str(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         raise SettingsError(f"{path}: {reason}. Set {ENV}, or another store.folder") from error
+
+
+def checked(key: str, where: str) -> str:
+    """`key`, found in `where`, if it can be one. Raises `SettingsError`, which does not show it.
+
+    It is sent in a header, and clients show one that they cannot send.
+    """
+    if len(key) < _LEAST_CHARS or not (key.isascii() and key.isprintable()) or " " in key:
+        raise SettingsError(
+            f"{where}: an admin key has at least {_LEAST_CHARS} characters, all ASCII, no spaces or line ends"
+        )
+    return key
 
 
 def _made(path: Path) -> str:
@@ -59,10 +71,4 @@ def _made(path: Path) -> str:
         os.link(part, path)  # fails where another one was faster
     finally:
         part.unlink()
-    return key
-
-
-def _checked(key: str, where: str) -> str:
-    if len(key) < _LEAST_CHARS or not key.isascii() or any(each.isspace() for each in key):
-        raise SettingsError(f"{where}: an admin key has at least {_LEAST_CHARS} characters, without spaces")
     return key

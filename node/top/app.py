@@ -9,7 +9,9 @@ from collections import deque
 from dataclasses import replace
 from typing import ClassVar, Final
 
+from rich.segment import Segments
 from rich.text import Text
+from rich.traceback import Traceback
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Input
@@ -103,6 +105,13 @@ class Top(App[None]):
     def on_resize(self) -> None:
         """Lay it out anew."""
         self._draw()
+
+    def _fatal_error(self) -> None:
+        """End with a traceback, as Textual does, but without the values of variables: the key may be among them."""
+        self.bell()
+        traceback = Traceback(show_locals=False, width=None)
+        self._exit_renderables.append(Segments(self.console.render(traceback, self.console.options)))
+        self._close_messages_no_wait()
 
     async def _follow(self) -> None:
         async for each in self._client.events():

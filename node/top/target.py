@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from node.errors import SettingsError
 from node.settings import Settings, admin_port, is_loopback
-from node.store.admin_key import ENV, FILE, read_admin_key
+from node.store.admin_key import ENV, FILE, checked, read_admin_key
 from node.store.database import data_folder
 
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
@@ -42,7 +42,10 @@ class Target:
 
 
 def here(settings: Settings, environ: Mapping[str, str], *, admin_only: bool = False) -> Target:
-    """The node that these settings start on this machine. Raises `SettingsError` where its port cannot be known."""
+    """The node that these settings start on this machine.
+
+    Raises `SettingsError` where its port cannot be known, and for a key in the environment that no node would take.
+    """
     listen = settings.listen
     if listen.port == 0:
         raise SettingsError(
@@ -55,17 +58,20 @@ def here(settings: Settings, environ: Mapping[str, str], *, admin_only: bool = F
     places = () if admin_only else (public,)
     if port == 0:
         return Target(places=places or (public,), no_key=("The admin port is any free one: set admin.port.",))
+    if given := environ.get(ENV):
+        return Target(places=(*places, Place(url=admin_url, key=checked(given, ENV), key_from=f"${ENV}")))
+    path = data_folder(settings.store.folder, environ) / FILE
     try:
-        key, key_from = _kept_key(settings, environ)
+        key = read_admin_key(path)
     except SettingsError as error:
         no_key = (f"The key was looked for and not found: {error.message}.", _SOMEBODY_ELSE)
         return Target(places=places or (Place(url=admin_url),), no_key=no_key)
-    return Target(places=(*places, Place(url=admin_url, key=key, key_from=key_from)))
+    return Target(places=(*places, Place(url=admin_url, key=key, key_from=str(path))))
 
 
 def named(url: str, key_file: Path | None) -> Target:
-    """The node at `url`. Raises `SettingsError` for what is no address, and for a key that would go over a network as
-    plain text."""
+    """The node at `url`. Raises `SettingsError` for what is no address or no key, and for a key that would go over a
+    network as plain text."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -85,19 +91,10 @@ def named(url: str, key_file: Path | None) -> Target:
             f"(ssh -L 8001:127.0.0.1:8001 {host}) and --url http://127.0.0.1:8001"
         )
     try:
-        key = key_file.read_text().strip()
+        key = checked(key_file.read_text().strip(), f"--key-file {key_file}")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"--key-file {key_file}: {getattr(error, 'strerror', None) or 'not text'}") from error
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise SettingsError(f"--key-file {key_file}: holds no key")
     return Target(places=(Place(url=base, key=key, key_from=str(key_file)),))
-
-
-def _kept_key(settings: Settings, environ: Mapping[str, str]) -> tuple[str, str]:
-    if given := environ.get(ENV):
-        return given, f"${ENV}"
-    path = data_folder(settings.store.folder, environ) / FILE
-    return read_admin_key(path), str(path)
 
 
 def _bracketed(host: str) -> str:

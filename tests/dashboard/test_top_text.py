@@ -24,14 +24,17 @@ from node.dashboard.feed import (
 )
 from node.errors import SettingsError
 from node.settings import AdminSettings, Listen, Settings, StoreSettings
+from node.store.admin_key import admin_key
 from node.top import charts
+from node.top.app import Top
 from node.top.board import View, board
+from node.top.client import Client
 from node.top.figures import count, dollars, duration, number, seconds, share, size
 from node.top.filter import Filter, FilterError, parse_filter
 from node.top.glyphs import ASCII, UNICODE, Glyphs
 from node.top.once import on_paper
 from node.top.seen import Seen
-from node.top.target import here, named
+from node.top.target import Place, Target, here, named
 
 _STARTED_S = 1_800_000_000.0
 _SUMS = dict.fromkeys(Totals.__struct_fields__, 0)
@@ -258,6 +261,39 @@ def test_place_that_is_named_gets_only_the_key_that_is_named_and_not_in_the_clea
     for wrong in ("127.0.0.1:8000", "ftp://127.0.0.1", "http://user:secret@127.0.0.1", "http://127.0.0.1:x"):
         with pytest.raises(SettingsError, match="--url"):
             named(wrong, None)
-    kept.write_text("two words\n")
-    with pytest.raises(SettingsError, match="holds no key"):
-        named("http://127.0.0.1:8001", kept)
+
+
+def test_key_that_no_node_would_take_is_refused_without_being_shown(tmp_path: Path) -> None:
+    settings, kept = Settings(store=StoreSettings(folder=str(tmp_path))), tmp_path / "host.key"
+    for wrong in ("sa-größer-als-sechzehn", "sa-two-words and-a-third", "sa-with-a-bell\x07-in-it", "sa-short"):
+        kept.write_text(wrong)
+        for refuse in (
+            lambda: named("http://127.0.0.1:8001", kept),
+            lambda key=wrong: here(settings, {"SPILLWAY_ADMIN_KEY": key}),
+            lambda key=wrong: admin_key(tmp_path, {"SPILLWAY_ADMIN_KEY": key}),
+        ):
+            with pytest.raises(SettingsError, match="at least 16 characters") as refused:
+                refuse()
+            assert wrong not in refused.value.message
+            assert "\n" not in refused.value.message
+    with pytest.raises(SettingsError, match=r"SPILLWAY_ADMIN_KEY: .* line ends"):
+        here(settings, {"SPILLWAY_ADMIN_KEY": "sa-something-secret\n"})
+
+
+def test_crash_tells_where_and_not_what_the_key_is(capsys: pytest.CaptureFixture[str]) -> None:
+    looked = 0
+
+    def find() -> Target:
+        nonlocal looked
+        looked += 1
+        key = "sa-something-" + "secret"
+        if looked > 1:
+            raise RuntimeError("something unforeseen")
+        return Target(places=(Place(url="http://127.0.0.1:9", key=key),))
+
+    app = Top(Client(find), UNICODE)
+    app.run(headless=True)
+    complaint = capsys.readouterr().err
+    assert app.return_code == 1
+    assert "something unforeseen" in complaint
+    assert "sa-something-secret" not in complaint
