@@ -32,6 +32,7 @@ KNOWN = {
     "node.store.copying": {"psycopg", "psycopg.sql"},  # the operator's own database
     "node.audit.proving_ground": {"httpx"},
     "node.top.client": {"httpx"},  # `spillway top`, which asks the node that the operator names
+    "node.top.target": {"httpx"},  # looks whether that is an address
     # Traces, to the operator's own collector: the guard lets its thread connect there, and to nobody else.
     "node.traces.export": {"requests", f"{OTLP}.OTLPSpanExporter", OTLP},
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections import deque
 from dataclasses import replace
 from typing import ClassVar, Final
 
@@ -122,7 +121,7 @@ class Top(App[None]):
                     self._search()
                 case Tick():
                     self.seen.go_on(each)
-                    self._listing.add(each.decisions)
+                    self._listing.add(each)
                 case Away():
                     self.seen.url = self._client.place.url
                     self.seen.stop(each.trouble, time.monotonic() + each.pause_s)
@@ -166,7 +165,7 @@ class Top(App[None]):
     def action_hold(self) -> None:
         """Hold everything still, or go on."""
         if self._held is None and self.seen.now is not None:
-            self._held = replace(self.seen, points=deque(self.seen.points), rows=list(self.seen.rows))
+            self._held = self.seen.held()
         else:
             self._held = None
         self._draw()
@@ -264,9 +263,8 @@ class Top(App[None]):
             self._lay(heading=board.too_small(width, height))
             return
         glyphs, seen = self._glyphs, self._held or self.seen
-        held_at_s = None if self._held is None else self._held.at_s
         waits_s = None if self.seen.retry_at_s is None else self.seen.retry_at_s - time.monotonic()
-        top = [board.heading(self.seen, width, glyphs, held_at_s=held_at_s, waits_s=waits_s)]
+        top = [board.heading(self.seen, width, glyphs, held=self._held, waits_s=waits_s)]
         foot = [fitted(said((self._said, "bold red") if self._said else (_FOOT, "dim")), width, glyphs)]
         no_figures = self.seen.trouble is not None and self.seen.trouble.kind in (Kind.LOCKED, Kind.VERSION)
         if self._help:
@@ -274,7 +272,7 @@ class Top(App[None]):
         elif seen.now is None or no_figures:
             self._lay(heading=top, board=board.message(self.seen, width, glyphs), foot=foot)
         else:
-            notices = board.notices(self.seen, width)
+            notices = board.notices(self.seen, width, held=self._held)
             lines = board.board(seen, seen.now, self._view, width, height, glyphs)
             if self.seen.trouble is not None:
                 for each in lines:
@@ -301,11 +299,12 @@ class Top(App[None]):
         room = max(1, room)
         first = listing.first(rows, room)
         listed = [as_line(each, there, glyphs) for each in rows[first : first + room]]
+        note = listing.note(rows, self.seen, self._held)
         self._lay(
             heading=top,
             notices=notices,
             board=lines,
-            **{"list-head": [title("Decisions", listing.note(rows, self._held), width, glyphs), head(there, glyphs)]},
+            **{"list-head": [title("Decisions", note, width, glyphs), head(there, glyphs)]},
             list=listed or [said((empty, "dim"))],
             details=more,
             foot=foot,

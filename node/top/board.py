@@ -47,38 +47,44 @@ class View(IntEnum):
     DECISIONS = 4
 
 
-def heading(seen: Seen, width: int, glyphs: Glyphs, *, held_at_s: float | None, waits_s: float | None) -> Text:
-    """The first line: which node, and how the feed stands. `waits_s`: until the next try to connect."""
-    place = seen.url.partition("://")[2]
-    parts = [said(("Spillway", "bold"), f" {seen.hello.node}" if seen.hello else ""), said(place)]
-    if seen.now is not None:
-        parts.append(said(f"up {duration(seen.now.uptime_s)}"))
-        parts.append(said(f"{count(seen.now.inside)} inside"))
+def heading(seen: Seen, width: int, glyphs: Glyphs, *, held: Seen | None, waits_s: float | None) -> Text:
+    """The first line: which node, and how the feed stands.
+
+    `held` is what the screen is held at: only what became of the feed is told as it is. `waits_s`: until the next try
+    to connect.
+    """
+    figures = held or seen
+    place = figures.url.partition("://")[2]
+    parts = [said(("Spillway", "bold"), f" {figures.hello.node}" if figures.hello else ""), said(place)]
+    if figures.now is not None:
+        parts.append(said(f"up {duration(figures.now.uptime_s)}"))
+        parts.append(said(f"{count(figures.now.inside)} inside"))
     left = Text(f" {glyphs.dot} ").join(parts)
-    right = said(_standing(seen, held_at_s, waits_s))
+    right = said(_standing(seen, held, waits_s))
     return said(fitted(left, max(0, width - right.cell_len - 1), glyphs), " ", right)
 
 
-def _standing(seen: Seen, held_at_s: float | None, waits_s: float | None) -> tuple[str, str]:
+def _standing(seen: Seen, held: Seen | None, waits_s: float | None) -> tuple[str, str]:
     if seen.trouble is not None:
         again = "trying again" if waits_s is None or waits_s < 1 else f"again in {waits_s:.0f} s"
         gone = "no node" if seen.hello is None else f"gone since {clock(seen.at_s)}"
         return f"{_TROUBLE.get(seen.trouble.kind, gone)}, {again}", "bold red"
     if seen.hello is None:
         return "connecting", "yellow"
-    if held_at_s is not None:
-        return f"held at {clock(held_at_s)}", "bold yellow"
+    if held is not None:
+        return f"held at {clock(held.at_s)}", "bold yellow"
     return f"live {clock(seen.at_s)}", "green"
 
 
-def notices(seen: Seen, width: int) -> list[Text]:
-    """What has to be said above the figures."""
+def notices(seen: Seen, width: int, *, held: Seen | None) -> list[Text]:
+    """What has to be said above the figures, which are those of `held` if the screen is held."""
+    figures = held or seen
     said_: list[tuple[str, str]] = []
     if seen.trouble is not None:
-        said_.append((f"{seen.trouble.said} These figures are of {clock(seen.at_s)}.", "bold red"))
-    elif seen.now is not None:
-        said_ += _of_now(seen.now)
-    if seen.hello is not None and seen.hello.emulated:
+        said_.append((f"{seen.trouble.said} These figures are of {clock(figures.at_s)}.", "bold red"))
+    elif figures.now is not None:
+        said_ += _of_now(figures.now)
+    if figures.hello is not None and figures.hello.emulated:
         said_.append(("The cloud is an emulator on this machine: its answers and its bill are made up.", "dim"))
     return [line for text, style in said_ for line in wrapped(text, width, style)]
 

@@ -31,7 +31,8 @@ A node without keys shows its figures to this machine. One with keys wants the a
 admin.key in the data folder. It goes to the admin port on loopback, and nowhere else unless --key-file says so.
 
 Keys: 1-4 views, / filter, w by whom, enter details, space hold, ? all of them, q quit. NO_COLOR is heeded.
-Exit code 0 when left with q, Ctrl-C or SIGTERM; with --once 1 if there were no figures to be had. docs/top.md"""
+Exit code 0 when left with q, Ctrl-C or SIGTERM; with --once 1 if there were no figures to be had, or nowhere to write
+them. docs/top.md"""
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -95,7 +96,7 @@ def _finder(options: argparse.Namespace, settings: Settings) -> Callable[[], Tar
 
 async def _once(client: Client, glyphs: Glyphs, *, as_json: bool) -> int:
     from node.top.client import CannotRead
-    from node.top.once import on_paper
+    from node.top.once import in_ascii, on_paper
 
     try:
         hello, document = await client.hello()
@@ -104,7 +105,20 @@ async def _once(client: Client, glyphs: Glyphs, *, as_json: bool) -> int:
         print(f"spillway: {error.trouble.said}{advice}", file=sys.stderr)
         return 1
     width = shutil.get_terminal_size(fallback=(100, 24)).columns
-    print(document if as_json else on_paper(hello, client.place.url, width, glyphs), end="\n" if as_json else "")
+    return _written(in_ascii(document) if as_json else on_paper(hello, client.place.url, width, glyphs))
+
+
+def _written(text: str) -> int:
+    """Write `text` in whatever encoding the output has. Returns the exit code: a reader that has left is no news."""
+    encoding = sys.stdout.encoding or "ascii"
+    try:
+        print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            print(f"spillway: the output cannot be written: {error.strerror}", file=sys.stderr)
+        # What is left in the buffer would be written, and fail, once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

@@ -21,11 +21,11 @@ def said(*parts: str | tuple[str, str] | Text) -> Text:
 
 
 def title(name: str, note: str, width: int, glyphs: Glyphs) -> Text:
-    """A rule across with `name` in it, and `note` at its end."""
+    """A rule across with `name` in it, and `note` at its end, cut if need be."""
     line = said((f"{glyphs.rule} ", "dim"), (name, "bold"), " ")
-    end = said((f" {note} ", "dim"))
-    if not note or line.cell_len + end.cell_len > width:
-        end = Text()
+    end = said((f" {note} ", "dim")) if note else Text()
+    if line.cell_len + end.cell_len > width:
+        end = fitted(end, max(0, width - line.cell_len), glyphs)
     rest = width - line.cell_len - end.cell_len
     return said(line, (glyphs.rule * max(0, rest), "dim"), end)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from node.dashboard.feed import DecisionRow, Decisions
+from node.dashboard.feed import DecisionRow, Decisions, Tick
 from node.top.figures import clock, count
 from node.top.filter import Filter
 from node.top.seen import Seen, joined
@@ -21,21 +21,24 @@ class Listing:
         self.chosen: str | None = None
         self._found: list[DecisionRow] = []
         self._searched: int | None = None
+        self._unseen = 0
         self._first = 0
 
     def look_for(self, wanted: Filter, seen: Seen) -> None:
         """Filter what has been seen; the node remembers more, and its `answer` is to follow."""
-        self.filter, self.chosen, self._searched = wanted, None, None
+        self.filter, self.chosen, self._searched, self._unseen = wanted, None, None, 0
         self._found = [] if wanted.empty else [row for row in seen.rows if wanted.matches(row)]
 
     def answer(self, found: Decisions) -> None:
         """What the node found for the filter."""
-        self._found, self._searched = list(found.decisions), found.searched
+        self._found, self._searched, self._unseen = list(found.decisions), found.searched, 0
 
-    def add(self, fresh: Sequence[DecisionRow]) -> None:
-        """Decisions of this second."""
+    def add(self, tick: Tick) -> None:
+        """Decisions of this second; those that the tick had no room for are not looked through."""
         if not self.filter.empty:
-            self._found = joined([row for row in fresh if self.filter.matches(row)], self._found, _MOST_FOUND)
+            fresh = [row for row in tick.decisions if self.filter.matches(row)]
+            self._found = joined(fresh, self._found, _MOST_FOUND)
+            self._unseen += tick.skipped
 
     def rows(self, seen: Seen, held: Seen | None) -> list[DecisionRow]:
         """Newest first; `held` is how all stood when the screen was held."""
@@ -58,10 +61,15 @@ class Listing:
         self._first = min(max(self._first, at - room + 1), at, max(0, len(rows) - room))
         return self._first
 
-    def note(self, rows: Sequence[DecisionRow], held: Seen | None) -> str:
-        """What the list is of."""
+    def note(self, rows: Sequence[DecisionRow], seen: Seen, held: Seen | None) -> str:
+        """What the list is of, and how many it would have had more."""
+        missing = (held or seen).missing
+        left_out = f", {count(missing)} left out" if missing else ""
         if self.filter.empty:
-            return "newest first" if held is None else f"as of {clock(held.at_s)}"
+            return f"{'newest first' if held is None else f'as of {clock(held.at_s)}'}{left_out}"
+        if held is not None:  # only what is held was looked through
+            return f"{self.filter}: {len(rows)} as of {clock(held.at_s)}{left_out}, esc: all"
         of = "" if self._searched is None else f" of the last {count(self._searched)}"
         more = " or more" if len(rows) == _MOST_FOUND else ""
-        return f"{self.filter}: {len(rows)}{more}{of}, esc: all"
+        since = f", {count(self._unseen)} since unseen" if self._unseen else ""
+        return f"{self.filter}: {len(rows)}{more}{of}{since}, esc: all"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Final
 
@@ -26,10 +27,15 @@ def on_paper(hello: Hello, url: str, width: int, glyphs: Glyphs) -> str:
     return "".join(f"{shown(each).plain.rstrip()}\n" for each in _lines(seen, hello, width, glyphs))
 
 
+def in_ascii(document: str) -> str:
+    """A JSON document as a line of ASCII, which any output takes and no terminal obeys."""
+    return "".join(each if each.isascii() else json.dumps(each)[1:-1] for each in document) + "\n"
+
+
 def _lines(seen: Seen, hello: Hello, width: int, glyphs: Glyphs) -> Iterator[Text]:
     now = hello.now
-    yield heading(seen, width, glyphs, held_at_s=None, waits_s=None)
-    yield from notices(seen, width)
+    yield heading(seen, width, glyphs, held=None, waits_s=None)
+    yield from notices(seen, width, held=None)
     yield Text()
     yield from panels.tiles(seen, now, width, glyphs, notes=True)
     yield from panels.traffic(seen, width, glyphs)

@@ -314,7 +314,7 @@ def _gpu(gpu: GpuNow, glyphs: Glyphs) -> list[Text]:
         return [name, said((gpu.problem, "red"))]
     total, used = gpu.vram_total_bytes, gpu.vram_used_bytes
     part = part_of(used, total) if used is not None and total is not None else None
-    unit = " GiB" if size(total).endswith(" GiB") else " MiB"  # said once, if both have it
+    unit = "" if total is None else size(total)[-len(" GiB") :]  # said once, if both have it
     parts = [name, _meter("VRAM", part, f"{size(used).removesuffix(unit)} of {size(total)}", glyphs)]
     busy = [
         None if gpu.utilisation is None else f"{share(gpu.utilisation)} busy",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -39,7 +39,8 @@ class Trouble:
 class Seen:
     """Everything on the screen is drawn from this.
 
-    `rows` are the last decisions, newest first. `trouble` is None while the feed comes; before the first try it is None
+    `rows` are the last decisions, newest first; `gaps` are the moments at which a second had more than were told, and
+    how many more. `trouble` is None while the feed comes; before the first try it is None
     too, and so is `hello`. `retry_at_s` is when the next try is due, on the clock that `app` uses.
     """
 
@@ -48,6 +49,7 @@ class Seen:
     now: Now | None = None
     points: deque[Point] = field(default_factory=deque)
     rows: list[DecisionRow] = field(default_factory=list)
+    gaps: list[tuple[float, int]] = field(default_factory=list)
     trouble: Trouble | None = None
     retry_at_s: float | None = None
 
@@ -63,10 +65,19 @@ class Seen:
             return self.points[-1].at_s
         return None if self.hello is None or self.now is None else self.hello.started_s + self.now.uptime_s
 
+    @property
+    def missing(self) -> int:
+        """How many decisions are not in `rows`, though they are as new as the oldest one there."""
+        return sum(skipped for _, skipped in self.gaps)
+
+    def held(self) -> Seen:
+        """As it is now, whatever comes."""
+        return replace(self, points=deque(self.points), rows=list(self.rows), gaps=list(self.gaps))
+
     def begin(self, hello: Hello) -> None:
         """The feed has begun, for the first time or anew. Another node's decisions are not this one's."""
         if self.hello is not None and self.hello.started_s != hello.started_s:
-            self.rows = []
+            self.rows, self.gaps = [], []
         self.hello, self.now, self.trouble, self.retry_at_s = hello, hello.now, None, None
         self.points = deque(hello.history, maxlen=round(SPAN_S / hello.interval_s))
         self.rows = joined(hello.decisions, self.rows)
@@ -76,6 +87,9 @@ class Seen:
         self.now = tick.now
         self.points.append(tick.point)
         self.rows = joined(tick.decisions, self.rows)
+        if tick.skipped:
+            self.gaps.append((tick.point.at_s, tick.skipped))
+        self.gaps = [each for each in self.gaps if self.rows and each[0] >= self.rows[-1].at_s]
 
     def stop(self, trouble: Trouble, retry_at_s: float) -> None:
         """No figures for now; what was seen stays."""

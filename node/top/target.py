@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
+
 from node.errors import SettingsError
 from node.settings import Settings, admin_port, is_loopback
 from node.store.admin_key import ENV, FILE, checked, read_admin_key
@@ -79,6 +81,7 @@ def named(url: str, key_file: Path | None) -> Target:
         raise SettingsError(f"--url {url}: {error}") from error
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment or parts.username is not None:
         raise SettingsError(f"--url {url}: expected an address such as http://127.0.0.1:8000")
+    _check_sendable(url)
     base = f"{parts.scheme}://{_bracketed(host)}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
     if key_file is None:
         return Target(
@@ -95,6 +98,14 @@ def named(url: str, key_file: Path | None) -> Target:
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"--key-file {key_file}: {getattr(error, 'strerror', None) or 'not text'}") from error
     return Target(places=(Place(url=base, key=key, key_from=str(key_file)),))
+
+
+def _check_sendable(url: str) -> None:
+    """Whether the HTTP client, too, takes it for an address."""
+    try:
+        _ = httpx.URL(url).host  # a name that is written `xn--` is decoded only here
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise SettingsError(f"--url {url}: {error}") from error
 
 
 def _bracketed(host: str) -> str:

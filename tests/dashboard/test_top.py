@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from node import cli
-from node.dashboard.feed import Hello
+from node.dashboard.feed import Hello, event
 from node.dashboard.sampler import MOST_VIEWERS
 from node.emulator.server import Emulator
 from node.top.app import Top
@@ -161,6 +163,9 @@ async def test_filter_asks_the_node_and_says_what_it_does_not_know(scripted: Scr
         await reader.sees(": 1 of the last 6", wanted)
         await reader.filters("nothing")
         await reader.sees("No request is like that.")
+        await reader.pilot.press("escape", "space", "w", "w")
+        await reader.sees("who=cache: 1 as of ", lambda: len(reader.decisions()) == 1)
+        assert "of the last" not in reader.text(), "what is held only was looked through"
 
 
 async def test_it_waits_for_a_node_can_be_held_still_and_survives_a_restart(tmp_path: Path) -> None:
@@ -176,9 +181,10 @@ async def test_it_waits_for_a_node_can_be_held_still_and_survives_a_restart(tmp_
                 await reader.sees("live", "No request has ended yet.")
                 await reader.pilot.press("space")
                 await reader.sees("held at")
+                still, at_s = reader.text(), reader.app.seen.at_s or 0.0
                 await node.chat(max_tokens=3)
-                await until(lambda: reader.app.seen.rows)
-                assert "No request has ended yet." in reader.text()
+                await until(lambda: reader.app.seen.rows and (reader.app.seen.at_s or 0.0) > at_s + 1)
+                assert reader.text() == still
                 await reader.pilot.press("space")
                 await reader.sees("live", lambda: "holysheep" in reader.decisions()[0])
                 await node.chat(max_tokens=3)
@@ -290,6 +296,54 @@ async def test_once_prints_one_look_for_scripts(
     assert complaint == "spillway: the output is no terminal: this is one look, as with --once\n"
     code, printed, complaint = await spillway(capsys, "--once", "--json", "--config", config)
     assert msgspec.json.decode(printed, type=Hello).now.totals.requests == 6
+
+
+def answering(document: Hello) -> bytes:
+    """What a node begins its feed with."""
+    return b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + event("hello", document)
+
+
+async def printed_to(output: int, encoding: str, *arguments: str) -> tuple[int, str]:
+    """The command with its standard output there: exit code, and what it complained of."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "node.cli", "top", "--once", *arguments),
+        stdout=output,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "100"},
+    )
+    _, complaint = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, complaint.decode()
+
+
+async def test_once_writes_names_that_the_output_has_no_letters_for(scripted: Scripted, tmp_path: Path) -> None:
+    async with viewing(scripted.node.url) as feed:
+        first = await hello(feed)
+    (model,) = first.now.models
+    odd = msgspec.structs.replace(model, name="größe-☃-😀")
+    document = msgspec.structs.replace(first, now=msgspec.structs.replace(first.now, models=(odd,)))
+    written = tmp_path / "written"
+    async with somebody(answering(document)) as (url, _):
+        with written.open("wb") as file:
+            assert await printed_to(file.fileno(), "latin-1", "--url", url) == (0, "")
+        assert "größe-?-?" in written.read_text("latin-1")
+        with written.open("wb") as file:
+            assert await printed_to(file.fileno(), "ascii", "--json", "--url", url) == (0, "")
+        assert written.read_bytes().isascii()
+        assert msgspec.json.decode(written.read_bytes(), type=Hello) == document
+
+
+async def test_once_that_cannot_be_written_ends_with_one_line_or_with_none(scripted: Scripted) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        code, complaint = await printed_to(full, "utf-8", "--url", scripted.node.url)
+        assert (code, complaint) == (1, "spillway: the output cannot be written: No space left on device\n")
+        assert await printed_to(writer, "utf-8", "--url", scripted.node.url) == (1, "")
+    finally:
+        os.close(full)
+        os.close(writer)
 
 
 async def test_once_without_a_node_fails_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

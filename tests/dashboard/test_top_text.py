@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ import pytest
 from node.dashboard.feed import (
     BudgetWindow,
     DecisionRow,
+    Decisions,
     EngineChange,
     EngineNow,
     GpuNow,
@@ -20,6 +22,7 @@ from node.dashboard.feed import (
     Now,
     Point,
     ProviderNow,
+    Tick,
     Totals,
 )
 from node.errors import SettingsError
@@ -32,8 +35,9 @@ from node.top.client import Client
 from node.top.figures import count, dollars, duration, number, seconds, share, size
 from node.top.filter import Filter, FilterError, parse_filter
 from node.top.glyphs import ASCII, UNICODE, Glyphs
+from node.top.listing import Listing
 from node.top.once import on_paper
-from node.top.seen import Seen
+from node.top.seen import KEPT_ROWS, Seen
 from node.top.target import Place, Target, here, named
 
 _STARTED_S = 1_800_000_000.0
@@ -183,6 +187,52 @@ def test_ledger_and_gpu_that_cannot_be_read_are_not_told_as_nought() -> None:
     assert "Nothing that costs leaves: disk full" in text
 
 
+@pytest.mark.parametrize(
+    ("total", "used", "said"),
+    [(None, 500 * 2**20, "500 MiB of -"), (80 * 2**30, None, "- of 80.0 GiB"), (None, None, "- of -")],
+)
+def test_gpu_that_tells_half_of_its_memory_keeps_the_unit(total: int | None, used: int | None, said: str) -> None:
+    gpu = GpuNow(index=0, vram_total_bytes=total, vram_used_bytes=used)
+    assert f" {said}\n" in paper(hello(gpus=(gpu,)))
+
+
+def test_list_says_how_many_decisions_it_was_not_told_of() -> None:
+    document, listing = hello(), Listing()
+    seen = Seen(url="http://127.0.0.1:8000")
+    seen.begin(document)
+
+    def second(number: int, skipped: int, rows: int = 2) -> Tick:
+        at_s = _STARTED_S + 400 + number
+        told = [
+            msgspec.structs.replace(_ROW, at_s=at_s, request_id=f"{number}-{each}", backend="local")
+            for each in range(rows)
+        ]
+        return Tick(number=number, point=point(at_s), now=document.now, decisions=tuple(told), skipped=skipped)
+
+    def note(held: Seen | None = None) -> str:
+        return listing.note(listing.rows(seen, held), seen, held)
+
+    def go_on(tick: Tick) -> None:
+        seen.go_on(tick)
+        listing.add(tick)
+
+    assert note() == "newest first"
+    go_on(second(1, skipped=25))
+    go_on(second(2, skipped=0))
+    go_on(second(3, skipped=1200))
+    assert note() == "newest first, 1,225 left out"
+    listing.look_for(parse_filter("who=local"), seen)
+    listing.answer(Decisions(searched=5000, decisions=tuple(seen.rows[:2])))
+    assert note() == "who=local: 2 of the last 5,000, esc: all"
+    held = seen.held()
+    go_on(second(4, skipped=60))
+    assert note() == "who=local: 4 of the last 5,000, 60 since unseen, esc: all"
+    assert re.fullmatch(r"who=local: 7 as of \d\d:\d\d:\d\d, 1,225 left out, esc: all", note(held))
+    listing.look_for(Filter(), seen)
+    go_on(second(5, skipped=0, rows=KEPT_ROWS))
+    assert note() == "newest first", "none are missing among those that are listed"
+
+
 @pytest.mark.parametrize("glyphs", [UNICODE, ASCII], ids=["unicode", "ascii"])
 def test_every_width_is_kept_to(glyphs: Glyphs) -> None:
     document = hello()
@@ -258,9 +308,19 @@ def test_place_that_is_named_gets_only_the_key_that_is_named_and_not_in_the_clea
     assert named("https://node.example/spillway/", kept).places[0].url == "https://node.example/spillway"
     with pytest.raises(SettingsError, match="unencrypted"):
         named("http://10.0.0.5:8000", kept)
-    for wrong in ("127.0.0.1:8000", "ftp://127.0.0.1", "http://user:secret@127.0.0.1", "http://127.0.0.1:x"):
-        with pytest.raises(SettingsError, match="--url"):
-            named(wrong, None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("127.0.0.1:8000", "ftp://127.0.0.1", "http://user:secret@127.0.0.1", "http://127.0.0.1:x", "http://[zz]"),
+        *("http://xn--☃:8000", "http://☃☃", "http://xn--a", "http://127.0.0.1/\x01", "http://[::1"),
+    ],
+)
+def test_what_is_no_address_is_told_in_one_line(wrong: str) -> None:
+    with pytest.raises(SettingsError, match="--url") as refused:
+        named(wrong, None)
+    assert "\n" not in refused.value.message
 
 
 def test_key_that_no_node_would_take_is_refused_without_being_shown(tmp_path: Path) -> None:
