@@ -31,7 +31,7 @@ from node.api.connection import connection_of
 from node.api.origins import check_origin
 from node.api.reader import ClientGone
 from node.dashboard.decisions import DecisionLog, Query
-from node.dashboard.feed import Decisions
+from node.dashboard.feed import MOST_FOUND, MOST_TEXT, Decisions
 from node.dashboard.sampler import Sampler
 from node.errors import AuthenticationFailed, InvalidRequest, SpillwayError
 from node.settings import is_loopback
@@ -62,8 +62,6 @@ _FEED_HEADERS: Final = [
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
 _FORWARDED: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"})
-_MOST_FOUND: Final = 100
-_MOST_TEXT: Final = 100
 _QUERY: Final = ("backend", "reason", "ending", "text")
 
 Check = Callable[[Scope], None]
@@ -184,16 +182,16 @@ def _search(parts: DashboardParts) -> Callable[[Request], object]:
         parts.check(request.scope)
         asked = request.query_params.multi_items()
         for name, value in asked:
-            if name not in _QUERY or len(value) > _MOST_TEXT:
+            if name not in _QUERY or len(value) > MOST_TEXT:
                 raise InvalidRequest(f"Unknown parameter, or too long: `{name}`.", param=name)
         said = {name: value for name, value in asked if value}
         query = Query(
             backend=said.get("backend"),
             reason=said.get("reason"),
             ending=said.get("ending"),
-            text=said["text"].lower() if "text" in said else None,
+            text=said.get("text"),
         )
-        found = Decisions(searched=len(parts.decisions), decisions=parts.decisions.find(query, _MOST_FOUND))
+        found = Decisions(searched=len(parts.decisions), decisions=parts.decisions.find(query, MOST_FOUND))
         return Response(
             msgspec.json.encode(found), media_type="application/json", headers={"cache-control": "no-store"}
         )

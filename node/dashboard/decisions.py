@@ -11,6 +11,9 @@ from typing import Final
 from node.dashboard.feed import DecisionRow
 from node.dispatch.outcome import Outcome
 
+NOBODY: Final = "none"
+"""Stands for no backend in a search."""
+
 _KEPT: Final = 5000
 
 Ended = tuple[float, Outcome]
@@ -19,23 +22,27 @@ Ended = tuple[float, Outcome]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """What is looked for; None: anything. `text` is part of an id, a model, a tenant, a reason or an error's code."""
+    """What is looked for; None: anything. `text` is part of an id, a model, a tenant, a reason or an error's code, in
+    capitals or not. `backend` is `NOBODY` for what nobody answered."""
 
     backend: str | None = None
     reason: str | None = None
     ending: str | None = None
     text: str | None = None
 
-    def matches(self, outcome: Outcome) -> bool:
+    def matches(self, outcome: Outcome | DecisionRow) -> bool:
         """Whether `outcome` is such a request."""
-        if self.backend is not None and (outcome.backend or "none") != self.backend:
+        if self.backend is not None and (outcome.backend or NOBODY) != self.backend:
             return False
         if self.reason is not None and outcome.reason != self.reason:
             return False
         if self.ending is not None and outcome.ending != self.ending:
             return False
-        return self.text is None or any(
-            self.text in (field or "").lower()
+        if self.text is None:
+            return True
+        text = self.text.lower()
+        return any(
+            text in (field or "").lower()
             for field in (outcome.request_id, outcome.model, outcome.tenant, outcome.reason, outcome.error_code)
         )
 

@@ -17,6 +17,13 @@ import msgspec
 FEED_VERSION: Final = 1
 """Raised when a field changes its meaning or goes away; new fields do not raise it."""
 
+HISTORY_S: Final = 300.0
+"""How far back `hello` goes."""
+MOST_FOUND: Final = 100
+"""How many decisions a search answers with at most."""
+MOST_TEXT: Final = 100
+"""How many characters may be looked for."""
+
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of every part of the feed."""

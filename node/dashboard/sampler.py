@@ -10,14 +10,13 @@ from contextlib import contextmanager
 from typing import Final, Protocol
 
 from node import __version__
-from node.dashboard.feed import FEED_VERSION, DecisionRow, Hello, Now, Point, Tick, event
+from node.dashboard.feed import FEED_VERSION, HISTORY_S, DecisionRow, Hello, Now, Point, Tick, event
 from node.dashboard.reader import Reading
 from node.errors import TooManyViewers
 
 _log = logging.getLogger("spillway")
 
 INTERVAL_S: Final = 1.0
-HISTORY_S: Final = 300.0
 MOST_VIEWERS: Final = 64
 _FIRST_DECISIONS: Final = 100
 

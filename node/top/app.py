@@ -15,12 +15,13 @@ from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
+from node.dashboard.decisions import NOBODY
 from node.dashboard.feed import Hello, Tick
 from node.top import board
 from node.top.board import View
 from node.top.client import Away, CannotRead, Client
 from node.top.decisions import as_line, columns, details
-from node.top.filter import HINT, NOBODY, Filter, FilterError, parse_filter
+from node.top.filter import HINT, Filter, FilterError, parse_filter
 from node.top.glyphs import Glyphs
 from node.top.lines import fitted, head, said, title
 from node.top.listing import Listing

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
 
 from rich.style import Style
 from rich.text import Text
 
-from node.dashboard.feed import Point
+from node.dashboard.feed import HISTORY_S, Point
 from node.top.glyphs import Glyphs
-
-SPAN_S: Final = 300
-"""What the charts show: the feed's own history."""
 
 Column = Sequence[Point]
 """The points that share one column of characters; none where nothing is known."""
 
 
 def columns(points: Iterable[Point], width: int, end_s: float, interval_s: float) -> Sequence[Column]:
-    """The last `SPAN_S` before `end_s` in `width` columns, oldest first.
+    """The last `HISTORY_S` before `end_s` in `width` columns, oldest first.
 
     A column is a whole number of intervals and begins at a multiple of that: so a second stays in its column, and the
     picture moves by whole columns instead of trembling.
     """
-    step_s = interval_s * max(1, math.ceil(SPAN_S / interval_s / max(1, width)))
+    step_s = interval_s * max(1, math.ceil(HISTORY_S / interval_s / max(1, width)))
     last = math.floor(end_s / step_s)
     filled: list[list[Point]] = [[] for _ in range(width)]
     for point in points:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from node.dashboard.feed import DecisionRow
+from node.dashboard.decisions import NOBODY, Query
+from node.dashboard.feed import MOST_TEXT
 from node.dispatch.outcome import Ending
 from node.routing.values import Reason
 
 HINT: Final = "who=local  why=last_moment  ended=failed, and a part of an id, key, model, reason or error"
-NOBODY: Final = "none"
-_MOST_TEXT: Final = 100
 
 
 class FilterError(ValueError):
@@ -19,13 +18,8 @@ class FilterError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
-    """What is looked for; None: anything. The same as the node's own search, which it is sent to."""
-
-    backend: str | None = None
-    reason: str | None = None
-    ending: str | None = None
-    text: str | None = None
+class Filter(Query):
+    """The node's own search, which it is sent to, as it is typed here."""
 
     @property
     def empty(self) -> bool:
@@ -36,17 +30,6 @@ class Filter:
         """As `GET /dashboard/decisions` takes it."""
         given = {"backend": self.backend, "reason": self.reason, "ending": self.ending, "text": self.text}
         return {name: value for name, value in given.items() if value is not None}
-
-    def matches(self, row: DecisionRow) -> bool:
-        """Whether `row` is such a request."""
-        if self.backend is not None and (row.backend or NOBODY) != self.backend:
-            return False
-        if self.reason is not None and row.reason != self.reason:
-            return False
-        if self.ending is not None and row.ending != self.ending:
-            return False
-        fields = (row.request_id, row.model, row.tenant, row.reason, row.error_code)
-        return self.text is None or any(self.text.lower() in (each or "").lower() for each in fields)
 
     def __str__(self) -> str:
         names = {"backend": "who", "reason": "why", "ending": "ended"}
@@ -72,8 +55,8 @@ def parse_filter(text: str) -> Filter:
         else:
             raise FilterError(f"{name}= is not known: there are who=, why= and ended=")
     looked_for = " ".join(rest)
-    if len(looked_for) > _MOST_TEXT:
-        raise FilterError(f"more than {_MOST_TEXT} characters are not looked for")
+    if len(looked_for) > MOST_TEXT:
+        raise FilterError(f"more than {MOST_TEXT} characters are not looked for")
     return Filter(
         backend=found.get("backend"), reason=found.get("reason"), ending=found.get("ending"), text=looked_for or None
     )

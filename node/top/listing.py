@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
-from node.dashboard.feed import DecisionRow, Decisions, Tick
+from node.dashboard.feed import MOST_FOUND, DecisionRow, Decisions, Tick
 from node.top.figures import clock, count
 from node.top.filter import Filter
 from node.top.seen import Seen, joined
-
-_MOST_FOUND: Final = 100  # the node's own bound on an answer
 
 
 class Listing:
@@ -37,7 +34,7 @@ class Listing:
         """Decisions of this second; those that the tick had no room for are not looked through."""
         if not self.filter.empty:
             fresh = [row for row in tick.decisions if self.filter.matches(row)]
-            self._found = joined(fresh, self._found, _MOST_FOUND)
+            self._found = joined(fresh, self._found, MOST_FOUND)
             self._unseen += tick.skipped
 
     def rows(self, seen: Seen, held: Seen | None) -> list[DecisionRow]:
@@ -70,6 +67,6 @@ class Listing:
         if held is not None:  # only what is held was looked through
             return f"{self.filter}: {len(rows)} as of {clock(held.at_s)}{left_out}, esc: all"
         of = "" if self._searched is None else f" of the last {count(self._searched)}"
-        more = " or more" if len(rows) == _MOST_FOUND else ""
+        more = " or more" if len(rows) == MOST_FOUND else ""
         since = f", {count(self._unseen)} since unseen" if self._unseen else ""
         return f"{self.filter}: {len(rows)}{more}{of}{since}, esc: all"

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
-from node.dashboard.feed import DecisionRow, Hello, Now, Point, Tick
-from node.top.charts import SPAN_S
+from node.dashboard.feed import HISTORY_S, DecisionRow, Hello, Now, Point, Tick
 
 KEPT_ROWS: Final = 500
 
@@ -79,7 +78,7 @@ class Seen:
         if self.hello is not None and self.hello.started_s != hello.started_s:
             self.rows, self.gaps = [], []
         self.hello, self.now, self.trouble, self.retry_at_s = hello, hello.now, None, None
-        self.points = deque(hello.history, maxlen=round(SPAN_S / hello.interval_s))
+        self.points = deque(hello.history, maxlen=round(HISTORY_S / hello.interval_s))
         self.rows = joined(hello.decisions, self.rows)
 
     def go_on(self, tick: Tick) -> None:

@@ -53,6 +53,6 @@ def test_found_by_backend_reason_ending_and_part_of_an_id_or_code() -> None:
     assert found(reason="last_moment") == ["id-1"]
     assert found(ending="failed") == ["id-2"]
     assert found(text="engine_d") == ["id-2"]
-    assert found(text="clinic") == ["id-3"]
+    assert found(text="clinic") == found(text="CLINIC") == ["id-3"]
     assert found(text="id-", ending="done") == ["id-1"]
     assert found(text="nobody") == []
