@@ -25,7 +25,7 @@ ENDLESS: Final = {
 """Commands that are ended after a moment, and must have told of an event by then."""
 
 SHOWN: Final = {
-    ("README.md", "0:15  A burst"): "one day's terminal; tests/demo and tests/live/test_demo.py look at what is printed",
+    ("README.md", "0:15  A burst"): "one day's terminal; tests/demo looks at what is printed",
     ("docs/engine.md", "starting"): "a drawing",
     ("docs/traces.md", "POST /v1"): "a drawing",
     ("docs/get-started.md", "Spillway listens"): "what `serve` says first; tests/docs/test_pages.py looks at it",
@@ -33,6 +33,11 @@ SHOWN: Final = {
     ("docs/simulate.md", "why overflow paid"): "an earlier version of the node, as the page says",
 }
 """Blocks of text that nothing in a shell block prints."""
+
+MAY_DIFFER: Final = {
+    ("docs/get-started.md", "    128 holysheep"): "a fast machine may take all of them in time",
+}
+"""Lines of output that are not there on every machine. The commands are run, and the other lines looked at."""
 
 ELSEWHERE: Final = {
     ("docs/architecture.md", "flowchart"): "tests/test_docs.py: every part of it is there",
