@@ -26,43 +26,53 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line. Returns the exit code: 0 good, 1 something is wrong and was said in one line."""
     options = _parser().parse_args(arguments)
     try:
-        if options.command in simulator.COMMANDS and not (options.command == "simulate" and options.from_ledger):
-            return simulator.run(options)
-        path = _config_path(options.config)
-        settings = load_settings(path)
-        if options.command == "simulate":
-            return simulator.run(options, place_for(settings, emulated=path is None and not settings.providers))
-        if options.command == "doctor":
-            from node.doctor import examine
-
-            return examine(settings, configured=path is not None)
-        if options.command == "keys":
-            return keys_command.run(options, settings, emulated=path is None and not settings.providers)
-        if options.command == "calibrate":
-            return calibrate.run(options, settings)
-        if options.command == "usage":
-            return usage_command.run(options, settings, configured=path is not None)
-        if options.command == "ledger":
-            return ledger_command.run(options, settings, configured=path is not None)
-        if options.command == "audit":
-            return auditor.run(options, settings, emulated=path is None and not settings.providers)
-        if options.command == "top":
-            return top.run(options, settings)
-        settings = _overridden(settings, options)
-        # Importing the server takes a second; a mistake in the settings is told before that.
-        from node.serve import serve
-
-        serve(
-            settings,
-            load=lambda: _overridden(load_settings(path), options),
-            where=None if path is None else str(path),
-        )
-        _leave()
+        code = _run(options)
+        sys.stdout.flush()
+        return code
     except SpillwayError as error:
         print(f"spillway: {error.message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`| head`). What is still buffered must not be tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command in simulator.COMMANDS and not (options.command == "simulate" and options.from_ledger):
+        return simulator.run(options)
+    path = _config_path(options.config)
+    settings = load_settings(path)
+    if options.command == "simulate":
+        return simulator.run(options, place_for(settings, emulated=path is None and not settings.providers))
+    if options.command == "doctor":
+        from node.doctor import examine
+
+        return examine(settings, configured=path is not None)
+    if options.command == "keys":
+        return keys_command.run(options, settings, emulated=path is None and not settings.providers)
+    if options.command == "calibrate":
+        return calibrate.run(options, settings)
+    if options.command == "usage":
+        return usage_command.run(options, settings, configured=path is not None)
+    if options.command == "ledger":
+        return ledger_command.run(options, settings, configured=path is not None)
+    if options.command == "audit":
+        return auditor.run(options, settings, emulated=path is None and not settings.providers)
+    if options.command == "top":
+        return top.run(options, settings)
+    settings = _overridden(settings, options)
+    # Importing the server takes a second; a mistake in the settings is told before that.
+    from node.serve import serve
+
+    serve(
+        settings,
+        load=lambda: _overridden(load_settings(path), options),
+        where=None if path is None else str(path),
+    )
+    _leave()
     return 0
 
 

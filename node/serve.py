@@ -231,4 +231,8 @@ def _banner(node: Node, listener: socket.socket, admin_listener: socket.socket, 
         lines.append("  No keys configured: open to every process on this machine, and to nobody else.")
     elif node.key_watch.latest.stored is None:
         lines.append("  The database cannot be read: of the keys, only those in the settings are known.")
+    elif node.keyring.lets_nobody_in:
+        lines.append(
+            "  NO GOOD KEY: every request is refused, as all keys were revoked or are over: spillway keys create NAME"
+        )
     return "\n".join(lines)

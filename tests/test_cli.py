@@ -1,6 +1,8 @@
 """What keeps the node from starting is said in one line, and names what to change."""
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -74,3 +76,15 @@ def test_row_67_bad_settings_and_a_port_in_use_keep_the_node_from_starting(
         taken.listen()
         port = str(taken.getsockname()[1])
         assert "Is another node running?" in refusal(["--port", port], capsys)
+
+
+def test_reader_that_has_seen_enough_ends_a_command_without_a_word(tmp_path: Path) -> None:
+    settings = tmp_path / "spillway.yaml"
+    settings.write_text(f"store: {{folder: {tmp_path / 'data'}}}\ncloud_only: true\n")
+    command = [sys.executable, "-m", "node.cli", "doctor", "--config", str(settings)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(60) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == b""

@@ -44,6 +44,11 @@ class Keyring:
         """Whether everyone on this machine is let in."""
         return self._open
 
+    @property
+    def lets_nobody_in(self) -> bool:
+        """Whether keys are wanted and none is good."""
+        return not self._open and not self._by_digest
+
     def replace(self, keys: tuple[KeySettings, ...], stored: tuple[StoredKey, ...] | None) -> None:
         """From now on these keys are known, and no others. Of a name in both, those of the settings."""
         self._stored = stored

@@ -148,7 +148,7 @@ def lower_bound(
     Raises SettingsError without scipy, RuntimeError when the solver gives up.
     """
     if linprog is None:
-        raise SettingsError("the optimum needs scipy: pip install 'spillway-node[simulate]'")
+        raise SettingsError("the optimum needs scipy: .venv/bin/pip install scipy (it is in the extra `simulate`)")
     started = time.perf_counter()
     costs = [price.cost_nano_usd(Usage(each.prompt_tokens, each.output_tokens)) for each in requests]
     all_cloud = sum(cost for i, cost in enumerate(costs) if i not in pinned)
