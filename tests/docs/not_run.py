@@ -25,7 +25,7 @@ ENDLESS: Final = {
 """Commands that are ended after a moment, and must have told of an event by then."""
 
 SHOWN: Final = {
-    ("README.md", "0:15  A burst"): "one day's terminal; tests/demo and tests/live/test_demo.py look at what is printed",
+    ("README.md", "0:15  A burst"): "one day's terminal; tests/demo looks at what is printed",
     ("docs/engine.md", "starting"): "a drawing",
     ("docs/traces.md", "POST /v1"): "a drawing",
     ("docs/get-started.md", "Spillway listens"): "what `serve` says first; tests/docs/test_pages.py looks at it",
