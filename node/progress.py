@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Self, TextIO, TypeVar
 
@@ -22,11 +23,20 @@ _COLUMNS: Final = 100
 _BAR_COLUMNS: Final = 30
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    what: str
+    total: int | None
+    unit: str
+    began_s: float
+
+
 class Progress:
     """How far `what` is, for the length of a `with` block.
 
     `total` is how many there are, None where nobody knows; `unit` what is counted. `measure`
-    is asked how many are done, from another thread, where whoever works cannot tell (a copy that a library makes).
+    is asked how many are done, from another thread, where whoever works cannot tell (a copy that a library makes). Once
+    it raises `OSError` (what it looked at is gone) nothing is shown any more; whoever works will hear of it.
     `bar` false: lines on a terminal too, for a program that prints meanwhile.
     """
 
@@ -66,26 +76,27 @@ class Progress:
 
     def now(self, what: str, *, total: int | None = None, unit: str = "rows") -> None:
         """Another part begins, counted anew."""
-        self._what, self._total, self._unit = what, total, unit
-        self._done = 0
-        self._part_began_s = time.monotonic()
+        # In one piece, because another thread reads it: never the count of one part with the total of the next.
+        self._at = (0, _Part(what, total, unit, time.monotonic()))
 
     def is_at(self, what: str) -> None:
         """The same part goes on, with something else in it."""
-        self._what = what
+        done, part = self._at
+        self._at = (done, replace(part, what=what))
 
     def at(self, done: int) -> None:
         """So many are done."""
-        self._done = done
+        self._at = (done, self._at[1])
 
     def advance(self, more: int) -> None:
         """So many more are done."""
-        self._done += more
+        done, part = self._at
+        self._at = (done + more, part)
 
     def counting(self, items: Iterable[_T]) -> Iterator[_T]:
         """`items`, counted as they are taken."""
         for item in items:
-            self._done += 1
+            self.advance(1)
             yield item
 
     def print(self, text: str, stream: TextIO | None = None) -> None:
@@ -99,15 +110,22 @@ class Progress:
         while not self._ended.wait(wait_s):
             wait_s = self._then_s
             with self._drawing:
+                try:
+                    done, part = self._at
+                    if self._measure is not None:
+                        done = self._measure()
+                except OSError:
+                    self._clear()
+                    return
                 if self._terminal:
-                    self._draw()
+                    self._draw(done, part)
                 else:
-                    print(self._text(), file=self._stream, flush=True)
+                    print(self._text(done, part), file=self._stream, flush=True)
 
-    def _draw(self) -> None:
+    def _draw(self, done: int, part: _Part) -> None:
         columns = shutil.get_terminal_size((_COLUMNS, 24)).columns - 1
         # Cut, and not wrapped: a second line could not be taken away again.
-        print(f"\r\033[K{self._text(columns)[:columns]}", end="", file=self._stream, flush=True)
+        print(f"\r\033[K{self._text(done, part, columns)[:columns]}", end="", file=self._stream, flush=True)
         self._is_drawn = True
 
     def _clear(self) -> None:
@@ -115,27 +133,26 @@ class Progress:
             print("\r\033[K", end="", file=self._stream, flush=True)
             self._is_drawn = False
 
-    def _text(self, columns: int = _COLUMNS) -> str:
-        done = self._done if self._measure is None else self._measure()
-        passed_s = time.monotonic() - self._part_began_s
+    def _text(self, done: int, part: _Part, columns: int = _COLUMNS) -> str:
+        passed_s = time.monotonic() - part.began_s
         if not done:
-            return f"{self._what}, {passed_s:.0f} s so far"
+            return f"{part.what}, {passed_s:.0f} s so far"
         rate = done / passed_s
-        if not self._total or done > self._total:  # or it grows while it is copied
-            return f"{self._what}: {_count(done, self._unit)} in {_time(passed_s)}, {_count(rate, self._unit)}/s"
-        left = f"{_time((self._total - done) / rate)} left"
-        if self._unit == "%":
+        if not part.total or done > part.total:  # or it grows while it is copied
+            return f"{part.what}: {_count(done, part.unit)} in {_time(passed_s)}, {_count(rate, part.unit)}/s"
+        left = f"{_time((part.total - done) / rate)} left"
+        if part.unit == "%":
             told = left
         else:
-            of = _count(self._total, self._unit)
-            told = f"{_count(done, self._unit)} of {of}, {_count(rate, self._unit)}/s, {left}"
-        share = done / self._total
+            of = _count(part.total, part.unit)
+            told = f"{_count(done, part.unit)} of {of}, {_count(rate, part.unit)}/s, {left}"
+        share = done / part.total
         bar = ""
         if self._terminal:
-            width = max(0, min(_BAR_COLUMNS, columns - len(self._what) - len(told) - 10))
+            width = max(0, min(_BAR_COLUMNS, columns - len(part.what) - len(told) - 10))
             full = round(share * width)
             bar = f" [{'#' * full}{'.' * (width - full)}]" if width else ""
-        return f"{self._what}:{bar} {share:.0%}, {told}"
+        return f"{part.what}:{bar} {share:.0%}, {told}"
 
 
 def _count(value: float, unit: str) -> str:

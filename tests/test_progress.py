@@ -95,6 +95,28 @@ def test_elsewhere_there_is_a_line_now_and_then_and_none_for_what_is_over_at_onc
     assert capsys.readouterr().out == ""
 
 
+def test_file_that_is_measured_and_goes_away_ends_what_is_shown_and_nothing_else(tmp_path: Path) -> None:
+    copy, log = tmp_path / "copy", io.StringIO()
+    copy.write_bytes(b"half of it")
+    asked = threading.Event()
+
+    def measure() -> int:
+        try:
+            return copy.stat().st_size
+        finally:
+            copy.unlink(missing_ok=True)
+            if "copying" in log.getvalue():
+                asked.set()
+
+    failed: list[threading.ExceptHookArgs] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "excepthook", failed.append)
+        with Progress("copying", unit="B", stream=log, measure=measure, say_every_s=0.001):
+            assert asked.wait(_WITHIN_S)
+    assert failed == []
+    assert log.getvalue().count("copying") == 1
+
+
 def test_simulation_shows_on_a_terminal_how_far_it_is_and_its_output_is_the_same(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "node.cli", "simulate", "poisson", "--seconds", "2000", "--policy", "overflow"]
     how: dict[str, Any] = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(REPO)}, "check": True}
