@@ -39,8 +39,7 @@ _WISHES = {
     "ttft_budget_ms": "time to the first token",
     "cost_budget_usd": "the most it may cost in the cloud, dollars",
 }
-_NEVER_SENT = (errors.EgressRefused, errors.SettingsError, errors.BackendError, errors.Refused, errors.Unaffordable)
-_SENT_ALL_THE_SAME = (errors.Refused,)
+_NEVER_SENT = (errors.EgressRefused, errors.SettingsError, errors.BackendError, errors.Unaffordable)
 _WHAT_TO_DO: dict[type[SpillwayError], str] = {
     SpillwayError: "A mistake of the node's. Its log has the traceback; please report it",
     errors.InvalidRequest: "Correct the field that `param` names",
@@ -90,7 +89,7 @@ _WHAT_TO_DO: dict[type[SpillwayError], str] = {
 
 
 def page(text: str) -> str:
-    """`text` with its tables as they should be."""
+    """`text` with its tables as they should be. Exits where it has not a place for each of them, once."""
     node = Node(Settings(), environ={"SPILLWAY_ADMIN_KEY": "only-to-build-the-node"})
     tables: dict[str, Callable[[], Iterator[str]]] = {
         "endpoints": lambda: _endpoints(node),
@@ -105,6 +104,9 @@ def page(text: str) -> str:
         "errors": _errors,
         "limits": _limits,
     }
+    places = [found[2] for found in _WRITTEN.finditer(text)]
+    if wrong := {name for name in {*tables, *places} if places.count(name) != 1 or name not in tables}:
+        sys.exit(f"docs/api.md: exactly one `<!-- NAME -->` ... `<!-- end -->` is to be there for {sorted(wrong)}")
     return _WRITTEN.sub(lambda found: found[1] + "".join(f"{row}\n" for row in tables[found[2]]()) + found[3], text)
 
 
@@ -172,7 +174,7 @@ def _headers() -> Iterator[str]:
 
 def _errors() -> Iterator[str]:
     yield from ("| status | `code` | `type` | when | what to do |", "|---|---|---|---|---|")
-    sent = [each for each in _family(SpillwayError) if each not in _NEVER_SENT or each in _SENT_ALL_THE_SAME]
+    sent = [each for each in _family(SpillwayError) if each not in _NEVER_SENT]
     for each in sorted(sent, key=lambda kind: (kind.status, kind.code or "")):
         code = "null" if each.code is None else f"`{each.code}`"
         when = _line(each.__doc__).rstrip(".") if each is not SpillwayError else "The node failed on this request"
