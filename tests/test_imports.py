@@ -27,6 +27,7 @@ GATE = "node.cloud.gate"
 OTLP = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 KNOWN = {
     "node.doctor": {"huggingface_hub.try_to_load_from_cache"},  # looks on the disk
+    "node.local.starting": {"huggingface_hub.constants"},  # where on the disk a model is put
     # an error, by its name
     "node.local.arguments": {"huggingface_hub.errors.StrictDataclassError", "huggingface_hub.errors"},
     "node.store.copying": {"psycopg", "psycopg.sql"},  # the operator's own database

@@ -18,7 +18,7 @@ async def test_engine_that_takes_long_says_what_it_does_and_how_much_of_its_mode
 ) -> None:
     blobs = tmp_path / "models--org--model" / "blobs"
     blobs.mkdir(parents=True)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     told: list[str] = []
     enough = asyncio.Event()
 
@@ -34,6 +34,22 @@ async def test_engine_that_takes_long_says_what_it_does_and_how_much_of_its_mode
     assert told[1] == "demo: still importing vLLM, 0 s so far; 3 MiB of org/model are here"
 
 
-def test_model_that_is_a_folder_is_not_fetched(tmp_path: Path) -> None:
-    assert fetched_bytes(hub_model(str(tmp_path)), {}) == 0
-    assert fetched_bytes(hub_model(), {"HF_HOME": str(tmp_path)}) == 0
+async def test_start_goes_on_and_the_log_tells_when_what_it_does_cannot_be_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = asyncio.Event()
+
+    def doing() -> str:
+        asked.set()
+        raise ZeroDivisionError("a bug")
+
+    async with saying_so("demo", hub_model(str(tmp_path)), doing, print, lambda: 0.0, every_s=0.001):
+        await asyncio.wait_for(asked.wait(), 30)
+        await asyncio.sleep(0)
+    assert "a bug" in caplog.text
+
+
+def test_model_that_is_a_folder_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert fetched_bytes(hub_model(str(tmp_path))) == 0
+    assert fetched_bytes(hub_model()) == 0
