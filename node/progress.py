@@ -96,7 +96,8 @@ class Progress:
     def counting(self, items: Iterable[_T]) -> Iterator[_T]:
         """`items`, counted as they are taken."""
         for item in items:
-            self.advance(1)
+            done, part = self._at
+            self._at = (done + 1, part)
             yield item
 
     def print(self, text: str, stream: TextIO | None = None) -> None:

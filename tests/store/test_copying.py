@@ -56,7 +56,8 @@ def test_ledger_moves_to_postgresql_and_back_without_a_difference(full: Database
     class Tells(Progress):
         def advance(self, more: int) -> None:
             super().advance(more)
-            told.append((self._done, self._total))
+            done, part = self._at
+            told.append((done, part.total))
 
     with server(programs) as running, ledger(tmp_path / "pg", url=running.url) as there:
         copied = copy_ledger(full, there, Tells("copying"))
@@ -80,7 +81,7 @@ def test_copy_that_breaks_off_leaves_nothing_behind(full: Database, tmp_path: Pa
     class Breaks(Progress):
         def advance(self, more: int) -> None:
             super().advance(more)
-            if self._done > 3000:
+            if self._at[0] > 3000:
                 raise Full
 
     with ledger(tmp_path / "there") as there:
