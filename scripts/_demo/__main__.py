@@ -8,7 +8,7 @@ import socket
 import sys
 import tempfile
 import webbrowser
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 
 import aiohttp
@@ -16,7 +16,7 @@ import psutil
 from _harness.process import CannotRun
 from _harness.report import describe_machine, finish
 
-from _demo.books import read_books
+from _demo.books import books_without_the_node, read_books
 from _demo.day import FULL_DAY_S
 from _demo.play import Play, Played
 from _demo.report import Seen, document, promises, text
@@ -31,9 +31,10 @@ two minutes on it: a calm morning, a burst, the engine killed, the providers awa
 dashboard, whose address is printed (and opened, where there is a screen); at the end comes a report. Nothing leaves
 this machine, no running node is disturbed, and nothing stays behind."""
 _EPILOG = """\
-exit codes: 0 all promises were kept (nothing pinned left, the bill is the ledger's, nothing hung), 1 one was not,
-2 it cannot run here, 130 it was ended early. Ctrl-C ends it at any moment; the report of what was until then comes
-all the same."""
+exit codes: 0 all promises were kept (nothing pinned left, the bill is the ledger's, nothing hung), 1 one was not, or
+the node broke in the middle of the day, 2 it cannot run here, 130 it was ended early. Ctrl-C ends it at any moment; the
+report of what was until then comes all the same, once there is a node."""
+_END_AGAIN_S = 0.2
 _LOOKS, _LOOK_AGAIN_S = 100, 0.1
 _GONE_WITHIN_S = 10.0
 
@@ -46,14 +47,15 @@ async def run(arguments: argparse.Namespace, stop: asyncio.Event) -> int:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spillway-demo-")))
         screen.status("starting the node")
-        # In a thread, so that Ctrl-C finds somebody who listens; what is started is ended by the stack.
-        made = await asyncio.to_thread(stack.enter_context, stage(folder, arguments.port))
+        made = await _started(stack, stage(folder, arguments.port), stop)
+        if made is None:
+            screen.say("Ended before there was a node.")
+            return 130
         _tell_where(made, screen, open_it=arguments.browser)
         viewer = Viewer()
         following = asyncio.create_task(viewer.follow(made.node.url, made.admin_key))
         play = Play(made, screen, viewer, stop, arguments.seconds, arguments.seed)
         played = await play.run()
-        made.check()
         seen = await _seen(made, played, viewer)
         screen.head("The day, as its clients saw it")
         screen.say(f"\n{text(seen)}")
@@ -64,8 +66,11 @@ async def run(arguments: argparse.Namespace, stop: asyncio.Event) -> int:
             "budget_usd": None if played.budget_usd is None else f"{played.budget_usd:f}",
         }
         status = finish(promises(seen), check=True, json_path=arguments.json, machine=machine, figures=figures)
-        early = stop.is_set()
-        if arguments.hold and not early:
+        early = seen.ended_early
+        if seen.broken is not None:
+            print(f"\nThe day broke off: {seen.broken}", file=sys.stderr)
+            status = 1
+        elif arguments.hold and not early:
             screen.say(f"\nThe node goes on, to look around: {made.dashboard}")
             screen.say(f"To ask something yourself, in its playground for instance: {made.keys['chat']}")
             screen.say("Enter or Ctrl-C ends it.")
@@ -77,6 +82,26 @@ async def run(arguments: argparse.Namespace, stop: asyncio.Event) -> int:
     _, alive = await asyncio.to_thread(psutil.wait_procs, left, _GONE_WITHIN_S)
     screen.say("Everything that was started has ended." if not alive else f"Still there: {alive}")
     return status or (1 if alive else 130 if early else 0)
+
+
+async def _started(stack: ExitStack, making: AbstractContextManager[Stage], stop: asyncio.Event) -> Stage | None:
+    """What `making` makes, for the stack to end; None when it was enough before that. Raises `CannotRun`."""
+    # In a thread, so that Ctrl-C finds somebody who listens.
+    starting = asyncio.create_task(asyncio.to_thread(stack.enter_context, making))
+    ended = asyncio.create_task(stop.wait())
+    await asyncio.wait([starting, ended], return_when=asyncio.FIRST_COMPLETED)
+    ended.cancel()
+    # The thread waits for one child after the other to answer: it hears that one has ended, and tidies up.
+    while not starting.done():
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                child.terminate()
+        await asyncio.wait([starting], timeout=_END_AGAIN_S)
+    if not stop.is_set():
+        return await starting
+    with suppress(CannotRun):
+        await starting
+    return None
 
 
 def _tell_where(made: Stage, screen: Screen, *, open_it: bool | None) -> None:
@@ -96,10 +121,15 @@ def _tell_where(made: Stage, screen: Screen, *, open_it: bool | None) -> None:
 
 
 async def _seen(made: Stage, played: Played, viewer: Viewer) -> Seen:
-    """What there is to report, once the node is at rest."""
-    async with aiohttp.ClientSession() as session:
-        await _at_rest(made, session)
-        books = await read_books(made, session, played.began_unix_s)
+    """What there is to report, once the node is at rest; of a node that is no more, without its books."""
+    broken = played.broken
+    try:
+        async with aiohttp.ClientSession() as session:
+            await _at_rest(made, session)
+            books = await read_books(made, session, played.began_unix_s)
+    except aiohttp.ClientError as error:
+        books = books_without_the_node(made)
+        broken = broken or made.broken() or f"its books cannot be read: {error}"
     began_s = played.began_unix_s
 
     def in_the_day(changes: list[Change]) -> list[Change]:
@@ -112,7 +142,8 @@ async def _seen(made: Stage, played: Played, viewer: Viewer) -> Seen:
         breakers={name: in_the_day(changes) for name, changes in viewer.breaker_changes.items()},
         books=books,
         lasted_s=played.lasted_s,
-        ended_early=played.ended_early,
+        ended_early=played.ended_early and broken is None,
+        broken=broken,
     )
 
 

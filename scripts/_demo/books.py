@@ -1,6 +1,7 @@
 """Both sides' books at the end: the node's ledger, and what the clouds themselves billed and heard."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -13,10 +14,13 @@ from _demo.stage import Stage
 
 @dataclass(frozen=True)
 class Account:
-    """One provider: what the ledger says was spent there, and what it billed itself. `calls` are those on its bill."""
+    """One provider: what the ledger says was spent there, and what it billed itself. `calls` are those on its bill.
+
+    `ledger_nano_usd` is None where the node is not there to be asked.
+    """
 
     provider: str
-    ledger_nano_usd: int
+    ledger_nano_usd: int | None
     billed_nano_usd: int
     calls: int
     trips: int
@@ -46,9 +50,14 @@ class Books:
     estimated: int
 
     @property
-    def apart_nano_usd(self) -> int:
-        """By how much the two sides differ, provider by provider."""
-        return sum(abs(each.ledger_nano_usd - each.billed_nano_usd) for each in self.accounts)
+    def apart_nano_usd(self) -> int | None:
+        """By how much the two sides differ, provider by provider; None where one of them is not known."""
+        apart = 0
+        for each in self.accounts:
+            if each.ledger_nano_usd is None:
+                return None
+            apart += abs(each.ledger_nano_usd - each.billed_nano_usd)
+        return apart
 
     @property
     def spent_nano_usd(self) -> int:
@@ -65,18 +74,33 @@ async def read_books(stage: Stage, session: aiohttp.ClientSession, since_unix_s:
     by_backend = await stage.admin(session, "/admin/usage?by=backend")
     by_key = await stage.admin(session, f"/admin/usage?by=key&since={since}")
     spent = {line["backend"]: nano_usd(line["spent_usd"]) for line in by_backend["lines"]}
+    return replace(
+        _books_of_the_clouds(stage, {name: spent.get(name, 0) for name in stage.clouds}),
+        bills=tuple(_bill(line) for line in by_key["lines"]),
+        estimated=by_key["total"]["estimated"],
+    )
+
+
+def books_without_the_node(stage: Stage) -> Books:
+    """What the clouds alone can tell."""
+    return _books_of_the_clouds(stage, {})
+
+
+def _books_of_the_clouds(stage: Stage, ledger_nano_usd: Mapping[str, int]) -> Books:
     trips = stage.trips()
     bills = {name: cloud.bill() for name, cloud in stage.clouds.items()}
     logs = [line for cloud in stage.clouds.values() for line in cloud.log_lines()]
     return Books(
         accounts=tuple(
-            Account(name, spent.get(name, 0), sum(call["cost_nano_usd"] for call in bill), len(bill), trips[name])
+            Account(
+                name, ledger_nano_usd.get(name), sum(call["cost_nano_usd"] for call in bill), len(bill), trips[name]
+            )
             for name, bill in bills.items()
         ),
-        bills=tuple(_bill(line) for line in by_key["lines"]),
+        bills=(),
         stayed_heard=sum(STAYS in line for line in logs),
         others_heard=sum(MAY_LEAVE in line for line in logs),
-        estimated=by_key["total"]["estimated"],
+        estimated=0,
     )
 
 

@@ -66,8 +66,8 @@ CALM = 0.35
 CHAPTERS = (
     Chapter(
         "calm",
-        "A calm morning: all of it fits into the engine, and is free.",
-        "One colour under `Requests answered per second`, local; nothing spent.",
+        "A calm morning: a third of what the engine can take, and hardly anything leaves.",
+        "One colour under `Requests answered per second`, local; next to nothing is spent.",
         15,
         2,
         ((0, CALM),),

@@ -4,10 +4,11 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Any, TypeVar
 
 import aiohttp
 from _harness import load
@@ -29,11 +30,15 @@ _MEASURE_S = (2.0, 3.0)  # warming up, then measuring
 _DRAIN_S, _DRAIN_WHEN_ENDED_S = PATIENCE_S + 15.0, 3.0
 _BUDGET_FOR_S = 3.0
 _LEAST_LEFT_USD = Decimal("0.0003")
+_T = TypeVar("_T")
 
 
 @dataclass
 class Played:
-    """What there is to report. Seconds of the day, unless said otherwise."""
+    """What there is to report. Seconds of the day, unless said otherwise.
+
+    `broken` says what broke in the middle of it; None for a day that came to its end, or was ended early.
+    """
 
     began_unix_s: float
     told: list[Told] = field(default_factory=list)
@@ -44,10 +49,11 @@ class Played:
     budget_usd: Decimal | None = None
     lasted_s: float = 0.0
     ended_early: bool = False
+    broken: str | None = None
 
 
 class Play:
-    """One day. `stop` is set when whoever watches has had enough."""
+    """One day. `stop` is set when whoever watches has had enough, and by the day itself when it cannot go on."""
 
     def __init__(
         self, stage: Stage, screen: Screen, viewer: Viewer, stop: asyncio.Event, day_s: float, seed: int
@@ -67,7 +73,10 @@ class Play:
         self._wanted = 0.0
 
     async def run(self) -> Played:
-        """The start, the day, and until the last answer. Raises `CannotRun` when the engine does not start."""
+        """The start, the day, and until the last answer. Raises `CannotRun` when there is no day to be had.
+
+        Once it has begun there is something to tell, and what breaks then is told in `Played.broken`.
+        """
         try:
             async with load.unlimited() as session:
                 if await self._until_ready() and await self._measure():
@@ -75,7 +84,7 @@ class Play:
                 await self._drain()
         finally:
             self.played.lasted_s = self._now_s
-            self.played.ended_early = self._stop.is_set()
+            self.played.ended_early = self._stop.is_set() and self.played.broken is None
         return self.played
 
     @property
@@ -90,7 +99,8 @@ class Play:
     async def _until_ready(self) -> bool:
         began_s = time.monotonic()
         while not self._stop.is_set():
-            self._stage.check()
+            if broken := self._stage.broken():
+                raise CannotRun(broken)
             engine = self._viewer.engine
             took_s = time.monotonic() - began_s
             if engine is not None and engine.state == "ready":
@@ -114,18 +124,29 @@ class Play:
             return self._call(request)
 
         for duration_s in _MEASURE_S:
-            run = await load.closed_loop(call, connections=SEQUENCES + 2, duration_s=duration_s)
+            run = await self._unless_stopped(load.closed_loop(call, connections=SEQUENCES + 2, duration_s=duration_s))
+            if run is None:
+                return False
             if failed := [record for record in run.records if not record.ok]:
                 raise CannotRun(f"the node does not answer: {failed[0].status} {failed[0].error}")
             self.played.capacity_per_s = run.completed_inside / run.duration_s
-            if self._stop.is_set():
-                return False
         self._pace = Pace(self.played.capacity_per_s or 0.0)
         self._screen.say(
             f"The engine was ready after {self.played.engine_start_s:.0f} s. Held to {SEQUENCES} sequences at once, "
             f"it takes {self.played.capacity_per_s:.0f} requests a second here; the day is scaled to that."
         )
         return True
+
+    async def _unless_stopped(self, doing: Coroutine[Any, Any, _T]) -> _T | None:
+        """What it comes to, None when it was enough before that."""
+        done, ended = asyncio.create_task(doing), asyncio.create_task(self._stop.wait())
+        await asyncio.wait([done, ended], return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        if done.done():
+            return done.result()
+        done.cancel()
+        await asyncio.wait([done])
+        return None
 
     async def _day(self, session: aiohttp.ClientSession) -> None:
         self._began_s, self.played.began_unix_s = time.monotonic(), time.time()
@@ -142,6 +163,10 @@ class Play:
         finally:
             ticking.cancel()
 
+    def _break(self, why: str) -> None:
+        self.played.broken = why
+        self._stop.set()
+
     async def _chapter(self, session: aiohttp.ClientSession, chapter: Chapter) -> None:
         lasts_s, from_s = chapter.lasts_s(self._day_s), self._now_s
         self._screen.head(f"{moment(from_s)}  {chapter.title}")
@@ -153,7 +178,10 @@ class Play:
             await self._pause_until(from_s + event.at * lasts_s)
             if not self._stop.is_set():
                 self._screen.say(f"{moment(self._now_s)}  {event.says}")
-                await self._do(session, event.act)
+                try:
+                    await self._do(session, event.act)
+                except (aiohttp.ClientError, CannotRun) as error:  # the node or a provider is not there
+                    self._break(self._stage.broken() or f"{event.act}: {error}")
         await self._pause_until(from_s + lasts_s)
         await offering
         if any(event.act is Act.KILL_ENGINE for event in chapter.events):
@@ -246,6 +274,9 @@ class Play:
     async def _tick(self) -> None:
         while True:
             await self._viewer.news(2.0)
+            if broken := self._stage.broken():
+                self._break(broken)
+                return
             now, point = self._viewer.now, self._viewer.point
             if now is not None and point is not None:
                 engine, queued = self._viewer.engine, now.models[0].queued

@@ -29,6 +29,7 @@ class Seen:
     books: Books
     lasted_s: float
     ended_early: bool
+    broken: str | None = None
 
     def of(self, chapter: str) -> list[Told]:
         """The requests that were sent in it."""
@@ -38,8 +39,10 @@ class Seen:
 def text(seen: Seen) -> str:
     """What is printed."""
     moments = "\n".join(textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in _moments(seen))
-    parts = [_by_chapter(seen), _by_reason(seen), moments, _bills(seen), _accounts(seen.books)]
-    return "\n\n".join(parts) + f"\n\n{_saved(seen.books)}\n"
+    parts = [_by_chapter(seen), _by_reason(seen), moments, _accounts(seen.books)]
+    if seen.books.bills:
+        parts[-1:] = [_bills(seen), *parts[-1:], _saved(seen.books)]
+    return "\n\n".join(parts) + "\n"
 
 
 def document(seen: Seen) -> dict[str, Any]:
@@ -47,6 +50,7 @@ def document(seen: Seen) -> dict[str, Any]:
     return {
         "lasted_s": seen.lasted_s,
         "ended_early": seen.ended_early,
+        "broken": seen.broken,
         "chapters": [
             {
                 "name": name,
@@ -73,14 +77,17 @@ def document(seen: Seen) -> dict[str, Any]:
 
 
 def promises(seen: Seen) -> list[Bar]:
-    """What has to hold whatever happened; of a day that was ended early, without what that alone may have caused."""
+    """What has to hold whatever happened; of a day that was ended early, without what that alone may have caused.
+
+    One that broke off is held to all but what the rest of it would have shown.
+    """
     ends, books = Counter(each.end for each in seen.told), seen.books
     bars = [
         Bar("prompts that were to stay here, heard by a provider", books.stayed_heard, 0, "prompts", at_least=False),
         Bar("requests that hung, or were lost", ends[End.HUNG] + ends[End.LOST], 0, "requests", at_least=False),
         Bar("answers that broke off without a word", ends[End.SILENT], 0, "answers", at_least=False),
     ]
-    if not seen.ended_early:
+    if not seen.ended_early and seen.broken is None:
         bars.append(
             Bar("other prompts heard there, or nothing is proved", books.others_heard, 1, "prompts", at_least=True)
         )
@@ -234,5 +241,5 @@ def _saved(books: Books) -> str:
     return f"Spent ${_usd(spent)}; all of it in the cloud would have cost ${_usd(whole)}{share}."
 
 
-def _usd(nano_usd: int) -> str:
-    return f"{nano_usd / 1e9:.9f}"
+def _usd(nano_usd: int | None) -> str:
+    return "?" if nano_usd is None else f"{nano_usd / 1e9:.9f}"

@@ -48,7 +48,7 @@ def moment(seconds: float) -> str:
 
 
 def dollars(nano_usd: int) -> str:
-    """Short, with two digits that mean something."""
+    """Of one width below a dollar, where every call is seen: it is drawn again and again in the same place."""
     usd = nano_usd / 1e9
     return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.5f}"
 

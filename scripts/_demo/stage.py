@@ -80,10 +80,11 @@ class Stage:
         """Everything that runs for the demo at this moment, but the demo itself."""
         return list(psutil.Process().children(recursive=True))
 
-    def check(self) -> None:
-        """Raises `CannotRun`, with the node's last words, when it is no more."""
-        if psutil.Process(self.node.pid).status() == psutil.STATUS_ZOMBIE:
-            raise CannotRun(f"the node has ended:\n{self._log()[-2000:]}")
+    def broken(self) -> str | None:
+        """That the node is no more, with its last words; None while it lives."""
+        if psutil.Process(self.node.pid).status() != psutil.STATUS_ZOMBIE:
+            return None
+        return f"the node has ended:\n{self._log()[-2000:]}"
 
     def kill_engine(self) -> None:
         """SIGKILL to its core."""

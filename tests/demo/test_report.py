@@ -88,3 +88,14 @@ def test_examples_are_of_what_is_new_in_a_chapter_and_say_why_in_the_dashboards_
     assert "It waited to its last safe moment" in first
     assert "was refused with 429 insufficient_quota (budget_spent)" in second
     assert examples([], "calm") == []
+
+
+def test_day_in_which_the_node_broke_is_told_without_its_books_and_the_promise_that_needs_them_is_not_met() -> None:
+    accounts = (Account("holysheep", None, 93_000, 3, 1), Account("openai", None, 0, 0, 0))
+    books = replace(BOOKS, accounts=accounts, bills=(), others_heard=0)
+    seen = replace(SEEN, books=books, broken="the node has ended")
+    assert missed(seen) == ["the ledger beside the clouds' own bills"]
+    shown = text(seen)
+    assert "| holysheep | 3 | ? | 0.000093000 |" in " ".join(shown.split())
+    assert "all of it in the cloud" not in shown
+    assert json.loads(json.dumps(document(seen)))["broken"] == "the node has ended"

@@ -69,15 +69,48 @@ def test_a_short_day_keeps_its_promises_and_leaves_nothing_behind(tmp_path: Path
     assert "Why?" in said
 
 
+def said_until(running: subprocess.Popen[str], part: str) -> None:
+    """Reads what it prints up to a line with `part`."""
+    assert running.stdout is not None
+    said = []
+    for line in running.stdout:
+        said.append(line)
+        if part in line:
+            return
+    pytest.fail(f"it ended without {part!r}: {''.join(said)}")
+
+
 def test_ctrl_c_ends_it_at_once_with_a_report_and_leaves_nothing_behind(tmp_path: Path) -> None:
     running = demo(tmp_path)
-    assert running.stdout is not None
-    for line in running.stdout:
-        if "dashboard:" in line:
-            running.send_signal(signal.SIGINT)
-            break
+    said_until(running, "dashboard:")
+    running.send_signal(signal.SIGINT)
     said, _ = running.communicate(timeout=_WITHIN_S)
     assert running.returncode == 130, said
     assert "met: requests that hung" in said
+    assert left_of(running.pid) == []
+    assert list(tmp_path.glob("spillway-*")) == []
+
+
+def test_ctrl_c_ends_it_while_the_node_starts(tmp_path: Path) -> None:
+    running = demo(tmp_path)
+    said_until(running, "starting the node")
+    running.send_signal(signal.SIGINT)
+    said, _ = running.communicate(timeout=_WITHIN_S)
+    assert (running.returncode, said.strip()) == (130, "Ended before there was a node.")
+    assert left_of(running.pid) == []
+    assert list(tmp_path.glob("spillway-*")) == []
+
+
+def test_node_that_dies_in_the_middle_of_the_day_is_told_after_the_report_so_far(tmp_path: Path) -> None:
+    running = demo(tmp_path)
+    said_until(running, "A calm morning")
+    (node,) = (each for each in psutil.Process(running.pid).children() if "serve" in each.cmdline())
+    node.kill()
+    said, _ = running.communicate(timeout=_WITHIN_S)
+    assert running.returncode == 1, said
+    report, _, last = said.partition("The day broke off: the node has ended:")
+    assert "| calm " in report
+    assert "MISSED: the ledger beside the clouds' own bills: not measured" in report
+    assert last
     assert left_of(running.pid) == []
     assert list(tmp_path.glob("spillway-*")) == []
