@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ from _harness.process import CannotRun
 from _harness.report import describe_machine, finish
 
 from _demo.books import books_without_the_node, read_books
-from _demo.day import FULL_DAY_S
+from _demo.day import FULL_DAY_S, SHORTEST_DAY_S
 from _demo.play import Play, Played
 from _demo.report import Seen, document, promises, text
 from _demo.screen import Screen
@@ -173,6 +174,25 @@ async def _with_signals(arguments: argparse.Namespace) -> int:
     return await run(arguments, stop)
 
 
+def _seconds(text: str) -> float:
+    """A length of a day that all its chapters fit in."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not SHORTEST_DAY_S <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected {SHORTEST_DAY_S:g} seconds at least, got {text!r}")
+    return seconds
+
+
+def _new_file(text: str) -> Path:
+    """A place that a file can be written to: it is told now, and not at the end of the day."""
+    path = Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"no file can be written to {text!r}")
+    return path
+
+
 def main() -> int:
     """Reads the options."""
     parser = argparse.ArgumentParser(
@@ -187,11 +207,11 @@ def main() -> int:
     add("--hold", action=argparse.BooleanOptionalAction, help="keep the node at the end (default: on a terminal)")
     add(
         "--seconds",
-        type=float,
+        type=_seconds,
         default=FULL_DAY_S,
-        help="length of the day, 28 at least (default: %(default)g)",
+        help=f"length of the day, {SHORTEST_DAY_S:g} at least (default: %(default)g)",
     )
-    add("--json", type=Path, metavar="FILE", help="also write the report to FILE")
+    add("--json", type=_new_file, metavar="FILE", help="also write the report to FILE")
     add("--seed", type=int, default=1, help="of the traffic")
     arguments = parser.parse_args()
     if arguments.hold is None:

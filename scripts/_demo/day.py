@@ -124,6 +124,7 @@ CHAPTERS = (
         ),
     ),
 )
+SHORTEST_DAY_S = sum(each.least_s for each in CHAPTERS)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def second(at_s: float, point: Point, now: Now) -> str:
         f"local {point.local_per_s:.0f}/s",
         f"cloud {point.cloud_per_s:.0f}/s",
         f"cache {point.cache_per_s:.0f}/s",
-        f"refused {point.unserved_per_s:.0f}/s",
+        f"refused {point.unserved_per_s:.0f}/s" if round(point.unserved_per_s) else "",
         f"queue {model.queued}",
         _engine(engine) if engine else "",
         f"spent {dollars(now.totals.spent_nano_usd)}",

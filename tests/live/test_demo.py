@@ -47,7 +47,7 @@ def left_of(session: int) -> list[str]:
 def test_a_short_day_keeps_its_promises_and_leaves_nothing_behind(tmp_path: Path) -> None:
     report, folder = tmp_path / "report.json", tmp_path / "temporary"
     folder.mkdir()
-    running = demo(folder, "--seconds", "0", "--json", str(report))
+    running = demo(folder, "--seconds", "28", "--json", str(report))
     said, _ = running.communicate(timeout=_WITHIN_S)
     assert running.returncode == 0, said
     assert left_of(running.pid) == []
