@@ -64,8 +64,8 @@ class Point(_Part, frozen=True, kw_only=True):
 
 
 class Totals(_Part, frozen=True, kw_only=True, omit_defaults=False):
-    """Since the node started. `reference_nano_usd` is what the same tokens cost at list price; what was saved is that
-    less what was spent."""
+    """Since the node started. `cloud_nano_usd` is what the same tokens cost at each model's first cloud equivalent,
+    and what was saved is that less what was spent; `reference_nano_usd` is what they cost at list price."""
 
     requests: int
     local: int
@@ -77,6 +77,7 @@ class Totals(_Part, frozen=True, kw_only=True, omit_defaults=False):
     completion_tokens: int
     spent_nano_usd: int
     reference_nano_usd: int
+    cloud_nano_usd: int
     promises: int
     promises_kept: int
 

@@ -144,6 +144,7 @@ class Reader:
             completion_tokens=sums.all.completion_tokens,
             spent_nano_usd=sums.all.spent_nano_usd,
             reference_nano_usd=sums.all.reference_nano_usd,
+            cloud_nano_usd=sums.all.cloud_nano_usd,
             promises=sums.streamed,
             promises_kept=sums.streamed_in_budget,
         )

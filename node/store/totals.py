@@ -20,12 +20,14 @@ class Line:
     completion_tokens: int = 0
     spent_nano_usd: int = 0
     reference_nano_usd: int = 0
+    cloud_nano_usd: int = 0
 
     def add(self, outcome: Outcome) -> None:
         """Take in one request."""
         self.requests += 1
         self.spent_nano_usd += outcome.cost_nano_usd
         self.reference_nano_usd += outcome.reference_nano_usd or 0
+        self.cloud_nano_usd += outcome.cloud_nano_usd or 0
         if outcome.usage is not None:
             self.prompt_tokens += outcome.usage.prompt_tokens
             self.completion_tokens += outcome.usage.completion_tokens
@@ -38,7 +40,8 @@ class Line:
             "completion_tokens": self.completion_tokens,
             "spent_usd": _usd(self.spent_nano_usd),
             "reference_usd": _usd(self.reference_nano_usd),
-            "saved_usd": _usd(self.reference_nano_usd - self.spent_nano_usd),
+            "all_cloud_usd": _usd(self.cloud_nano_usd),
+            "saved_usd": _usd(self.cloud_nano_usd - self.spent_nano_usd),
         }
 
 
@@ -48,7 +51,8 @@ def _usd(nano_usd: int) -> msgspec.Raw:
 
 @dataclass(slots=True)
 class Totals:
-    """Adds up Outcomes. `reference` is what the same tokens cost at the catalogue's list prices."""
+    """Adds up Outcomes. `reference` is what the same tokens cost at the catalogue's list prices, `cloud` what they cost
+    at each model's first cloud equivalent: what was saved is that less what was spent, as in `spillway usage`."""
 
     all: Line = field(default_factory=Line)
     by_backend: dict[str, Line] = field(default_factory=dict)

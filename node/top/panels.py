@@ -92,7 +92,7 @@ def tiles(seen: Seen, now: Now, width: int, glyphs: Glyphs, *, notes: bool) -> l
         ),
         ("In budget", share(in_budget), since, "bold yellow" if kept is not None and kept < 0.95 else "bold"),
         ("Spent", dollars(total.spent_nano_usd), f"in {duration(now.uptime_s)}", "bold"),
-        ("Saved", dollars(total.reference_nano_usd - total.spent_nano_usd), "at list prices", "bold"),
+        ("Saved", dollars(total.cloud_nano_usd - total.spent_nano_usd), f"of {dollars(total.cloud_nano_usd)}", "bold"),
         ("Budget left" if each > len("Budget left") else "Left", left, of or "no budget", tone),
     )
     lines = [
@@ -171,7 +171,8 @@ def money(now: Now, width: int, glyphs: Glyphs) -> list[Text]:
     total = now.totals
     facts = [
         said(("spent ", "dim"), (dollars(total.spent_nano_usd), "bold")),
-        said(("saved ", "dim"), (dollars(total.reference_nano_usd - total.spent_nano_usd), "bold")),
+        said(("saved ", "dim"), (dollars(total.cloud_nano_usd - total.spent_nano_usd), "bold")),
+        said(("all in the cloud ", "dim"), dollars(total.cloud_nano_usd)),
         said(("at list prices ", "dim"), dollars(total.reference_nano_usd)),
         said(("tokens ", "dim"), count(total.prompt_tokens), f" {glyphs.arrow} ", count(total.completion_tokens)),
     ]

@@ -20,7 +20,7 @@ export function tiles(points, now) {
     tile("kept", "Within the budget", promised ? share(kept / promised) : total.promises ? share(total.promises_kept / total.promises) : NONE,
       promised ? `first tokens, last 5 min` : total.promises ? "first tokens, since the start" : "no streamed answer yet", promised && kept / promised < 0.95 ? "warn" : ""),
     tile("spent", "Spent", dollars(total.spent_nano_usd), `in ${duration(now.uptime_s)}`),
-    tile("saved", "Saved", dollars(total.reference_nano_usd - total.spent_nano_usd), "against list prices"),
+    tile("saved", "Saved", dollars(total.cloud_nano_usd - total.spent_nano_usd), `of ${dollars(total.cloud_nano_usd)}, all in the cloud`),
     now.budget === null
       ? tile("left", "Budget left", NONE, "the ledger cannot be read", "warn")
       : tightest === null
@@ -114,8 +114,8 @@ export function money(now) {
   const windows = now.budget ?? [];
   fill($("money-list"),
     h("article", { class: "card" }, h("div", { class: "card-head" }, h("h3", { text: "Since the node started" })),
-      h("dl", { class: "facts" }, fact("Spent", dollars(total.spent_nano_usd)), fact("Saved", dollars(total.reference_nano_usd - total.spent_nano_usd)), fact("At list prices", dollars(total.reference_nano_usd)), fact("Tokens", count(total.prompt_tokens + total.completion_tokens))),
-      h("p", { class: "faint", text: "Saved: what the same tokens cost at the catalogue's list price, less what was spent." })),
+      h("dl", { class: "facts" }, fact("Spent", dollars(total.spent_nano_usd)), fact("Saved", dollars(total.cloud_nano_usd - total.spent_nano_usd)), fact("All in the cloud", dollars(total.cloud_nano_usd)), fact("At list prices", dollars(total.reference_nano_usd)), fact("Tokens", count(total.prompt_tokens + total.completion_tokens))),
+      h("p", { class: "faint", text: "Saved: what the same tokens cost at each model's first cloud equivalent, less what was spent." })),
     h("article", { class: "card" }, h("div", { class: "card-head" }, h("h3", { text: "Budget" }), now.ledger_down_because ? badge("bad", "ledger down") : null),
       now.ledger_down_because ? h("p", { class: "error", text: `Nothing that costs leaves: ${now.ledger_down_because}` }) : null,
       now.budget === null ? h("p", { class: "faint", text: "Not known: the ledger cannot be read." })
