@@ -192,7 +192,7 @@ def test_finer_slots_only_tighten_it_and_only_a_little() -> None:
 
 def test_without_scipy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimum, "linprog", None)
-    with pytest.raises(SettingsError, match=r"pip install 'spillway-node\[simulate\]'"):
+    with pytest.raises(SettingsError, match=r"pip install scipy"):
         lower_bound([], ENGINE, PRICE, ttft_budget_s=1.0)
 
 
