@@ -101,6 +101,7 @@ def test_ctrl_c_ends_it_while_the_node_starts(tmp_path: Path) -> None:
     assert list(tmp_path.glob("spillway-*")) == []
 
 
+@pytest.mark.campaign
 def test_node_that_dies_in_the_middle_of_the_day_is_told_after_the_report_so_far(tmp_path: Path) -> None:
     running = demo(tmp_path)
     said_until(running, "A calm morning")
