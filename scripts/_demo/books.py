@@ -10,6 +10,7 @@ import aiohttp
 
 from _demo.day import MAY_LEAVE, STAYS
 from _demo.stage import Stage
+from node.money import usd_to_nano
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ async def read_books(stage: Stage, session: aiohttp.ClientSession, since_unix_s:
     since = datetime.fromtimestamp(since_unix_s, UTC).replace(tzinfo=None).isoformat()
     by_backend = await stage.admin(session, "/admin/usage?by=backend")
     by_key = await stage.admin(session, f"/admin/usage?by=key&since={since}")
-    spent = {line["backend"]: nano_usd(line["spent_usd"]) for line in by_backend["lines"]}
+    spent = {line["backend"]: usd_to_nano(Decimal(line["spent_usd"])) for line in by_backend["lines"]}
     return replace(
         _books_of_the_clouds(stage, {name: spent.get(name, 0) for name in stage.clouds}),
         bills=tuple(_bill(line) for line in by_key["lines"]),
@@ -105,12 +106,9 @@ def _books_of_the_clouds(stage: Stage, ledger_nano_usd: Mapping[str, int]) -> Bo
 
 
 def _bill(line: dict[str, Any]) -> Bill:
-    return Bill(line["key"], line["requests"], nano_usd(line["spent_usd"]), nano_usd(line["cloud_usd"]))
-
-
-def nano_usd(usd: Decimal | int) -> int:
-    """Exact dollars in nano-dollars."""
-    return int(Decimal(usd) * 10**9)
+    return Bill(
+        line["key"], line["requests"], usd_to_nano(Decimal(line["spent_usd"])), usd_to_nano(Decimal(line["cloud_usd"]))
+    )
 
 
 def total_spent_usd(document: Any) -> Decimal:
