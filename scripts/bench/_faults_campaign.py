@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from _faults_clients import Asked, Heard, ask, crowd, session
+from _faults_clients import ELSEWHERE, HERE, Asked, Heard, ask, crowd, session
 from _faults_judge import Evidence, Wrong, gather, judge
 from _faults_setup import KEY, World
 from _faults_weather import weather
@@ -14,8 +14,8 @@ from _harness.stats import percentile
 
 _CONNECTIONS = 40
 _EPISODE = 40
-_REST_S = 0.5
-"""What a client that was refused waits before it asks for something else."""
+_LONGEST_REST_S = 2.0
+"""How long a client that was refused waits at most before it asks again: as long as it was told, but no longer."""
 _KILL_AT = (0.3, 0.6)
 """When the engine is killed, as shares of the requests sent."""
 
@@ -63,6 +63,27 @@ async def campaign(world: World, seed: int, count: int, kills: int) -> Campaign:
     evidence = gather(logs, bills)
     hit = {record["switch"] for log in logs.values() for record in log} - {None}
     return summary(heard, evidence, seconds=seconds, switches=len(hit), kills=killed)
+
+
+async def asked_again(world: World, count: int, tries: int) -> list[Heard]:
+    """What `count` clients hear in the end who ask one after the other, and again as they are told, `tries` times."""
+    heard = []
+    async with session() as clients:
+        for number in range(count):
+            wanted = Asked(f"again-{number}", HERE if number % 2 else ELSEWHERE, number % 4 == 1, number % 3 == 0)
+            answer = await ask(clients, world.node.url, wanted)
+            for _ in range(tries - 1):
+                if answer.whole:
+                    break
+                await asyncio.sleep(_rest_s(answer))
+                answer = await ask(clients, world.node.url, wanted)
+            heard.append(answer)
+    return heard
+
+
+def _rest_s(refused: Heard) -> float:
+    told = refused.retry_after or ""
+    return min(float(told), _LONGEST_REST_S) if told.isdecimal() else _LONGEST_REST_S
 
 
 def summary(
@@ -129,7 +150,7 @@ async def _send_all(world: World, seed: int, wanted: Sequence[Asked], kills: int
                 answer = await ask(clients, world.node.url, asked)
                 heard.append(answer)
                 if answer.status in (429, 503):
-                    await asyncio.sleep(_REST_S)
+                    await asyncio.sleep(_rest_s(answer))
 
         await asyncio.gather(*(client() for _ in range(_CONNECTIONS)))
     return heard, killed
