@@ -157,7 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
         machine=machine,
         figures={
             "bench": "ledger",
-            "kills": {name: asdict(each) for name, each in findings.items()},
+            "kills": {name: each.document() for name, each in findings.items()},
             "edges": [asdict(each) for each in found],
             "cost": asdict(cost),
             "cells": [asdict(each) for each in cells],

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,10 @@ class Findings:
     def at_failpoints(self) -> int:
         """Kills that came from a failpoint."""
         return self.kills.total() - self.kills["a random moment"]
+
+    def document(self) -> dict[str, Any]:
+        """All of it for a JSON file (`asdict` would count the pairs of each counter)."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
 class Forker:
