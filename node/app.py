@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
-import hashlib
 import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from starlette.types import ASGIApp
 
 from node.api.admin import AdminParts, GuardedAdmin, build_admin
@@ -29,11 +26,9 @@ from node.api.operator import OperatorParts, operator_router
 from node.api.rates import RateLimits
 from node.audit.refusals import refusal_row
 from node.caller import budget_of, caller_of
-from node.catalogue import LocalModel, Model
-from node.catalogue_files import default_models_dir, load_catalogue, with_engine_args
-from node.cloud.config import AnswerClocks, ProviderConfig
+from node.catalogue import LocalModel
 from node.cloud.gate import EgressGate
-from node.cloud.provider import CloudProvider
+from node.configured_providers import checked_providers, provider_configs, provider_state
 from node.dashboard.decisions import DecisionLog
 from node.dashboard.engine_history import EngineHistory
 from node.dashboard.feed import BudgetWindow
@@ -43,20 +38,18 @@ from node.dispatch.accounts import Settlement, entry_for, worth
 from node.dispatch.conversations import Conversations
 from node.dispatch.dispatcher import Dispatcher, ServedModel
 from node.dispatch.experience import Experience
-from node.dispatch.health import Checked, HealthChecks
-from node.dispatch.hedging import Hedging
+from node.dispatch.health import HealthChecks
 from node.dispatch.journey import Journey
 from node.dispatch.lane import Lane
 from node.dispatch.outcome import Ending, Outcome
-from node.dispatch.providers import Providers, ProviderState
+from node.dispatch.providers import Providers
 from node.dispatch.sharing import Sharing
-from node.dispatch.standing import OPERATOR, Standing
 from node.errors import SettingsError, SpillwayError
 from node.guard import SocketGuard
 from node.key_promises import unkept_promise
 from node.key_watch import KeyWatch, check_keys
 from node.keys_list import keys_document
-from node.local.arguments import is_folder, is_self_contained
+from node.local.arguments import is_self_contained
 from node.local.counts import EngineCounts
 from node.local.engine import LocalEngine
 from node.local.memory import wait_for_memory
@@ -74,15 +67,15 @@ from node.metrics.money import MoneyMetrics
 from node.metrics.providers import ProviderMetrics
 from node.metrics.requests import RequestMetrics
 from node.metrics.vllm import VllmMetrics
-from node.privacy.checks import check_pins, check_zones, without_cloud
+from node.policies import ChangeablePolicy, hedging_for, policy_for
+from node.privacy.checks import check_pins, without_cloud
 from node.privacy.content import ContentRules
-from node.routing.breaker import BreakerLimits
-from node.routing.policy import LOCAL, OverflowPolicy, Policy
+from node.routing.policy import LOCAL
 from node.routing.retry_budget import RetryBudget, RetryLimits
-from node.routing.targets import TargetsPolicy
-from node.routing.ttft import HIGH_SHARE, ProviderTtft
-from node.routing.values import Decision, EngineState, Features, Limits, Reason, Snapshot, Zone
-from node.settings import ProviderSettings, Settings, is_loopback
+from node.routing.ttft import HIGH_SHARE
+from node.routing.values import EngineState, Reason
+from node.served_models import served_models
+from node.settings import Settings, is_loopback
 from node.spending import SpendingWatch
 from node.store.admin_key import admin_key
 from node.store.cache import MemoryCache
@@ -94,6 +87,7 @@ from node.store.totals import Totals
 from node.store.usage_reader import UsageReader
 from node.store.windows import hour_of, seconds_until_next, windows
 from node.store_place import place_for
+from node.wall_clock import wall_us
 from node.watch.host import HostReader
 from node.watch.host_watch import HostWatch
 from node.watch.loop_watch import LoopWatch
@@ -593,11 +587,6 @@ class Node:
         )
 
 
-def wall_us() -> int:
-    """The wall clock, in UTC microseconds since 1970."""
-    return time.time_ns() // 1000
-
-
 def _must_not_fail(supervising: asyncio.Task[None]) -> None:
     """Say so if the engines are not watched over any more: nothing else would."""
     if not supervising.cancelled() and (error := supervising.exception()) is not None:
@@ -619,96 +608,6 @@ def _engine_document(lane: Lane) -> dict[str, Any]:
     return document
 
 
-class ChangeablePolicy:
-    """A policy whose limits can be exchanged under the lane that uses it."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-
-    def decide(self, features: Features, snapshot: Snapshot, now_s: float) -> Decision:
-        """What the policy of the moment says."""
-        return self.policy.decide(features, snapshot, now_s)
-
-    def is_worth_asking(self, features: Features, snapshot: Snapshot) -> bool:
-        """What the policy of the moment says."""
-        return self.policy.is_worth_asking(features, snapshot)
-
-
-def policy_for(settings: Settings) -> TargetsPolicy:
-    """The policy with the settings' limits."""
-    routing = settings.routing
-    limits = Limits(
-        max_queue_depth=routing.max_queue_depth,
-        max_kv_cache_usage=routing.max_kv_cache_usage,
-        min_free_vram_bytes=routing.min_free_vram_bytes,
-        feed_ahead=routing.feed_ahead,
-        margin_s=routing.margin_ms / 1000,
-        feed_s=None if routing.feed_ms is None else routing.feed_ms / 1000,
-        tpot_budget_s=None if routing.tpot_budget_ms is None else routing.tpot_budget_ms / 1000,
-    )
-    return TargetsPolicy(OverflowPolicy(limits))
-
-
-def served_models(settings: Settings, rename: Mapping[str, str]) -> dict[str, Model]:
-    """The models to serve as the catalogue on disk has them now, reduced to what the settings allow.
-
-    `rename` puts another provider in a catalogue provider's place. Raises `SettingsError`.
-    """
-    catalogue = load_catalogue([default_models_dir(), *(Path(folder) for folder in settings.catalogue)])
-    served: dict[str, Model] = {}
-    for name in settings.models:
-        model = catalogue.get(name)
-        if model is None:
-            known = ", ".join(sorted(catalogue.models))
-            raise SettingsError(f"models: there is no {name!r} in the catalogue; it has {known}")
-        named = [dataclasses.replace(each, provider=rename.get(each.provider, each.provider)) for each in model.cloud]
-        cloud = tuple(each for each in named if each.provider in settings.providers)
-        elsewhere = dict.fromkeys(each.provider for each in named if each.provider not in settings.providers)
-        local = model.local if not settings.cloud_only else None
-        if local is not None and is_folder(local) and not Path(local.source, "config.json").is_file():
-            raise SettingsError(f"models: {name!r}: there is no model in {local.source}; correct its catalogue entry")
-        if local is not None and (overrides := settings.engine.get(name)):
-            local = with_engine_args(name, local, overrides)
-        if local is None and not cloud:
-            raise SettingsError(
-                f"models: {name!r} has no engine here and none of its cloud equivalents' providers is configured"
-                + (", or may be used (privacy.residency: premises)" if settings.privacy.residency != "any" else "")
-            )
-        served[name] = dataclasses.replace(model, local=local, cloud=cloud, out_of_reach=tuple(elsewhere))
-    return served
-
-
-def hedging_for(settings: Settings) -> Hedging | None:
-    """How copies may be sent, None for never."""
-    routing = settings.routing
-    if routing.hedge_share == 0.0:
-        return None
-    budget = RetryBudget(RetryLimits(share=routing.hedge_share, at_least=1.0))
-    return Hedging(budget, routing.margin_ms / 1000)
-
-
-def provider_configs(settings: Settings, environ: Mapping[str, str]) -> list[ProviderConfig]:
-    """What the settings say about each provider, with its key from `environ`. Raises `SettingsError`."""
-    configs = [_provider_config(name, each, environ) for name, each in settings.providers.items()]
-    check_zones(configs)
-    return configs
-
-
-def provider_state(config: ProviderConfig, settings: ProviderSettings, gate: EgressGate) -> ProviderState:
-    """A provider of which nothing is known yet, reached through `gate`."""
-    standing = Standing(config.name, random.random, BreakerLimits(), slow_s=settings.slow_s)
-    standing.under(account_of(config))
-    if settings.isolated:
-        standing.isolate(OPERATOR, time.monotonic())
-    return ProviderState(
-        provider=CloudProvider(config, gate, time.time),
-        weight=config.weight,
-        ttft=ProviderTtft(settings.assumed_ttft_s),
-        standing=standing,
-        zone=config.zone,
-    )
-
-
 def traces_for(settings: Settings, guard: SocketGuard) -> Traces | None:
     """What begins and sends traces, None where the settings want none: then OpenTelemetry is not even imported."""
     endpoint = settings.traces.otlp_endpoint
@@ -717,52 +616,3 @@ def traces_for(settings: Settings, guard: SocketGuard) -> Traces | None:
     from node.traces.export import Traces
 
     return Traces(endpoint, sample_share=settings.traces.sample_share, reach=guard.collecting)
-
-
-def account_of(config: ProviderConfig) -> str:
-    """Where a provider's calls go and under which key, to compare with another such; the key cannot be read from it."""
-    return hashlib.sha256(f"{config.base_url}\n{config.api_key}".encode()).hexdigest()
-
-
-def checked_providers(settings: Settings, providers: Providers, models: Iterable[Model]) -> dict[str, Checked]:
-    """The providers whose health is looked after."""
-    equivalents = [each for model in models for each in model.cloud]
-    return {
-        name: Checked(
-            standing=providers.states[name].standing,
-            interval_s=said.health_interval_s,
-            models=frozenset(each.model for each in equivalents if each.provider == name),
-        )
-        for name, said in settings.providers.items()
-        if said.health_interval_s is not None
-    }
-
-
-def _provider_config(name: str, settings: ProviderSettings, environ: Mapping[str, str]) -> ProviderConfig:
-    key = ""
-    if settings.api_key_env is not None:
-        key = environ.get(settings.api_key_env, "")
-        if not key:
-            raise SettingsError(f"providers.{name}.api_key_env: {settings.api_key_env} is not set in the environment")
-    clocks = AnswerClocks(
-        first_content_s=settings.clocks.first_content_s,
-        between_chunks_s=settings.clocks.between_chunks_s,
-        total_s=settings.clocks.total_s,
-    )
-    return ProviderConfig(
-        name=name,
-        base_url=settings.base_url,
-        api_key=key,
-        zone=settings.zone,
-        weight=settings.weight,
-        connect_s=settings.clocks.connect_s,
-        clocks=clocks,
-        model_clocks={
-            model: dataclasses.replace(clocks, **{key: value for key, value in said.items() if value is not None})
-            for model, own in settings.model_clocks.items()
-            if (said := msgspec.structs.asdict(own))
-        },
-        max_connections=settings.max_connections,
-        ca_file=settings.ca_file,
-        trace_context=settings.zone is Zone.PREMISES if settings.trace_context is None else settings.trace_context,
-    )

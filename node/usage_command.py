@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from node.store.statement import Field, read_statement
 from node.store.usage import Part, Question, Report, read_usage
 from node.store.usage_text import as_csv, as_document, as_table
 from node.store_place import beside, place_for
+from node.wall_clock import wall_us
 
 _EXAMPLES = """\
 examples:
@@ -102,7 +102,7 @@ def add_period(parser: argparse.ArgumentParser) -> None:
 
 def period(options: argparse.Namespace) -> tuple[int | None, int | None]:
     """What `add_period` took, as UTC microseconds."""
-    now_us = time.time_ns() // 1000
+    now_us = wall_us()
     since = None if options.since is None else since_us(options.since, now_us)
     until = None if options.until is None else until_us(options.until, now_us)
     if since is not None and until is not None and since >= until:

@@ -9,7 +9,6 @@ import argparse
 import itertools
 import math
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal, InvalidOperation
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from node.errors import SettingsError
 from node.progress import Progress
+from node.wall_clock import wall_us
 
 if TYPE_CHECKING:
     from node.money import Price
@@ -328,7 +328,7 @@ def _history(options: argparse.Namespace, ledger: Place) -> LedgerTrace:
 
     if options.from_s != "0" or options.seconds is not None or options.traces is not None:
         raise SettingsError("--from-s, --seconds and --traces are for a TRACE; of a ledger, take --since and --until")
-    now_us = time.time_ns() // 1000
+    now_us = wall_us()
     since = None if options.since is None else since_us(options.since, now_us)
     until = None if options.until is None else until_us(options.until, now_us)
     with beside(ledger) as database, database.reading() as connection:
