@@ -140,7 +140,8 @@ class Reloader:
         for policy in node.policies.values():
             policy.policy = policy_for(plan.settings)
         node.dispatcher.served = {
-            name: ServedModel(model, node.lanes[name], node.retry_after(name)) for name, model in plan.models.items()
+            name: ServedModel(model, node.lanes[name], node.engines.retry_after(name))
+            for name, model in plan.models.items()
         }
         node.dispatcher.hedger.hedging = hedging_for(plan.settings)
         states = {config.name: self._state(config, plan) for config in plan.providers}

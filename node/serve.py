@@ -138,7 +138,7 @@ async def _run(
     admin = _admin_server(node)
     reloader = Reloader(node, load, where, on_reloaded)
     _on_signals(asyncio.get_running_loop(), end=server.end, reload=reloader.request)
-    node.on_hopeless = server.end
+    node.engines.on_hopeless = server.end
     await node.start()
     administering = asyncio.create_task(admin.serve(sockets=[admin_listener]), name="admin")
     gc.collect()
@@ -149,8 +149,8 @@ async def _run(
         node.sampler.end()
         admin.should_exit = True  # only now: how the end goes on can be watched there
         await asyncio.shield(_stop(node, reloader, administering))
-    if node.hopeless is not None:
-        raise node.hopeless
+    if node.engines.hopeless is not None:
+        raise node.engines.hopeless
 
 
 def _admin_server(node: Node) -> QuietServer:

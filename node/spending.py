@@ -6,8 +6,11 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from node.dashboard.feed import BudgetWindow
+from node.money import Budget
 from node.store.database import Database, StoreUnavailable
 from node.store.spent import orphans, spent_in_windows
+from node.store.windows import hour_of, seconds_until_next, windows
 
 _INTERVAL_S = 5.0
 
@@ -42,6 +45,24 @@ class SpendingWatch:
                 return Spending(spent_in_windows(connection, self._now_us()), number, worth)
         except StoreUnavailable:
             return None
+
+    def left(self, budget: Budget) -> tuple[BudgetWindow, ...] | None:
+        """How each window that `budget` limits stands, as of the last time; None while that is not known."""
+        now_us = self._now_us()
+        limited = list(windows(budget, hour_of(now_us)))
+        if not limited:
+            return ()
+        if self.latest is None:
+            return None
+        return tuple(
+            BudgetWindow(
+                window=name,
+                limit_nano_usd=limit_nano_usd,
+                spent_nano_usd=self.latest.nano_usd[name],
+                ends_in_s=seconds_until_next(name, now_us),
+            )
+            for name, _, limit_nano_usd in limited
+        )
 
     def start(self) -> None:
         """Begin to read."""

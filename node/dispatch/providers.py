@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,8 @@ from node.routing.balancer import Candidate, choose
 from node.routing.permit import EgressPermit, worst_case_nano_usd
 from node.routing.ttft import HIGH_SHARE, ProviderTtft
 from node.routing.values import CloudOption, Features, Zone
+
+_log = logging.getLogger("spillway")
 
 
 class Provider(Protocol):
@@ -147,10 +150,12 @@ class Providers:
     def isolate(self, name: str, now_s: float) -> None:
         """The operator wants nothing to be sent to `name`."""
         self.states[name].standing.isolate(OPERATOR, now_s)
+        _log.warning("%s is left alone: the operator wants it so", name)
 
     def restore(self, name: str, now_s: float) -> None:
         """The operator wants `name` to be used again, whatever isolated it."""
         self.states[name].standing.restore(now_s)
+        _log.warning("%s is used again: the operator wants it so", name)
 
     def available(self, now_s: float) -> dict[str, bool]:
         """Which of them calls may be sent to now."""
