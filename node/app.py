@@ -326,7 +326,7 @@ class Node:
                 self.models[name],
                 time.monotonic(),
                 failed,
-                HIGH_SHARE if engine is None else engine.engine.cloud_share,
+                HIGH_SHARE if engine is None else engine.engine.work.stats.cloud_share,
             ),
             vram_free_bytes=lambda: free_bytes_for(self.watch.latest(), os.environ.get("CUDA_VISIBLE_DEVICES")),
             clock=time.monotonic,

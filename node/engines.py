@@ -114,16 +114,16 @@ class Engines(Mapping[str, Supervisor]):
         """Teach the model's engine what has become of a request for it."""
         if outcome.model not in self:
             return
-        engine = self[outcome.model].engine
+        taught = self[outcome.model].engine.work.stats
         if outcome.may_leave and outcome.ttft_s is not None and outcome.backend != "cache":
             here = outcome.backend == LOCAL or outcome.was_kept
-            engine.promised(kept=outcome.ttft_s <= outcome.ttft_budget_s, here=here)
+            taught.promised(kept=outcome.ttft_s <= outcome.ttft_budget_s, here=here)
         if outcome.backend != LOCAL or outcome.usage is None:
             return
         for each in outcome.foreseen:
-            engine.began(predicted_s=each.predicted_s, took_s=each.took_s, queued=each.queued)
+            taught.began(predicted_s=each.predicted_s, took_s=each.took_s, queued=each.queued)
         if outcome.ending is Ending.DONE:
-            engine.answered(round(outcome.usage.completion_tokens / outcome.choices))
+            taught.answered(round(outcome.usage.completion_tokens / outcome.choices))
 
     def _supervisor(self, name: str, model: LocalModel) -> Supervisor:
         settings = self._settings().supervision

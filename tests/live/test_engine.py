@@ -192,9 +192,9 @@ async def test_both_ways_of_serving_mean_the_same(
     call, again = make(stream), make(stream)
     again = replace(again, request_id=call.request_id)
     assert plain.fits_fast_path(call)
-    with engine.entering("r", 1) as tally:
+    with engine.work.entering("r", 1) as tally:
         fast = await gather(plain.answer(engine.serving(), call, tally))
-    with engine.entering("r", 1) as tally:
+    with engine.work.entering("r", 1) as tally:
         general = await gather(engine.serving().answer(again, tally))
     assert meaning(fast, call) == meaning(general, again)
 
@@ -376,7 +376,7 @@ async def test_queued_prompt_tokens_are_those_the_engine_counts(engine: LocalEng
     def look() -> None:
         seen.append((engine.load(0).queued_prefill_tokens, engine.serving().llm.get_num_queued_tokens()))
 
-    engine.on_step = look
+    engine.work.on_step = look
     try:
         calls = [
             asyncio.ensure_future(gather(backend.open(chat(stream=stream, ignore_eos=True, cap=20, **more))))
@@ -388,7 +388,7 @@ async def test_queued_prompt_tokens_are_those_the_engine_counts(engine: LocalEng
         calls[-1].cancel()
         await asyncio.gather(*calls, return_exceptions=True)
     finally:
-        engine.on_step = lambda: None
+        engine.work.on_step = lambda: None
     assert any(whole for _, whole in seen)
     # Short prompts are computed in one step, so what is left of them is all of them.
     assert all(left <= whole for left, whole in seen)
@@ -397,12 +397,12 @@ async def test_queued_prompt_tokens_are_those_the_engine_counts(engine: LocalEng
 
 async def test_load_follows_the_work(engine: LocalEngine, backend: LocalBackend) -> None:
     loads: list[EngineLoad] = []
-    engine.answered(100)
-    engine.on_step = lambda: loads.append(engine.load(12))
+    engine.work.stats.answered(100)
+    engine.work.on_step = lambda: loads.append(engine.load(12))
     try:
         await asyncio.gather(*(gather(backend.open(chat(ignore_eos=True, cap=100))) for _ in range(12)))
     finally:
-        engine.on_step = lambda: None
+        engine.work.on_step = lambda: None
     assert max(load.running for load in loads) == 8
     assert max(load.waiting for load in loads) > 0
     assert any(load.sequences_per_s for load in loads)
