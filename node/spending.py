@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from node.background import Background
 from node.dashboard.feed import BudgetWindow
 from node.money import Budget
 from node.store.database import Database, StoreUnavailable
@@ -24,17 +25,18 @@ class Spending:
     orphaned_nano_usd: int
 
 
-class SpendingWatch:
+class SpendingWatch(Background):
     """Reads `database` every `interval_s` in a thread. `now_us` is the wall clock.
 
     `latest` is None before the first time, and while it cannot be read.
     """
 
+    task_name = "spending-watch"
+
     def __init__(self, database: Database, now_us: Callable[[], int], *, interval_s: float = _INTERVAL_S) -> None:
         self._database = database
         self._now_us = now_us
         self._interval_s = interval_s
-        self._task: asyncio.Task[None] | None = None
         self.latest: Spending | None = None
 
     def read(self) -> Spending | None:
@@ -64,17 +66,7 @@ class SpendingWatch:
             for name, _, limit_nano_usd in limited
         )
 
-    def start(self) -> None:
-        """Begin to read."""
-        self._task = asyncio.create_task(self._look(), name="spending-watch")
-
-    async def stop(self) -> None:
-        """Read no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-
-    async def _look(self) -> None:
+    async def _run(self) -> None:
         while True:
             self.latest = await asyncio.to_thread(self.read)
             await asyncio.sleep(self._interval_s)

@@ -19,6 +19,7 @@ DATES = {
     "app.py",
     "cloud/gate.py",
     "calibrate.py",
+    "configured_providers.py",
     "store/ledger.py",
     "request_id.py",
     "traces/export.py",
