@@ -33,7 +33,6 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from node.money import Usage
 from node.routing.profile import EngineProfile
 from node.simulate.offered import sustained_batch
 from node.simulate.optimum import Bound
@@ -171,7 +170,7 @@ class ScheduleSearch(Schedule):
         self, trace: Sequence[TraceRequest], profile: EngineProfile, provider: Provider, promise: Promise
     ) -> None:
         super().__init__(trace, profile, promise)
-        self.cost = [provider.price.cost_nano_usd(Usage(each.prompt_tokens, each.output_tokens)) for each in trace]
+        self.cost = [provider.price.cost_of_nano_usd(each.prompt_tokens, each.output_tokens) for each in trace]
         batch, step = sustained_batch(trace, profile), profile.step
         per_prompt_s = step.per_prefill_token_s + step.base_s / max(1.0, profile.max_batched_tokens - batch)
         # What `base_s` a token bears: the share of the cache its sequence holds, or of the sequences there can be.

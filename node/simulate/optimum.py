@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from node.errors import SettingsError
-from node.money import Price, Usage
+from node.money import Price
 from node.routing.profile import EngineProfile
 from node.simulate.values import TraceRequest
 
@@ -93,7 +93,7 @@ def lower_bound(
     from node.simulate.optimum_program import program_of
 
     started = time.perf_counter()
-    costs = [price.cost_nano_usd(Usage(each.prompt_tokens, each.output_tokens)) for each in requests]
+    costs = [price.cost_of_nano_usd(each.prompt_tokens, each.output_tokens) for each in requests]
     all_cloud = sum(cost for i, cost in enumerate(costs) if i not in pinned)
     fitting = [i for i, each in enumerate(requests) if _fits(each, profile, ttft_budget_s)]
     if not fitting:
@@ -166,7 +166,7 @@ def closed_form(
             until_s = max(each.arrival_s for each in inside) + ttft_budget_s
             work = [step.per_prefill_token_s * _own(each) + per_decode_s * (each.output_tokens - 1) for each in inside]
             excess = sum(work) - (until_s - k * window_s) - left_s - 2 * rounding_s
-            cost = [price.cost_nano_usd(Usage(each.prompt_tokens, each.output_tokens)) for each in inside]
+            cost = [price.cost_of_nano_usd(each.prompt_tokens, each.output_tokens) for each in inside]
             for seconds, nano in sorted(zip(work, cost, strict=True), key=lambda pair: pair[1] / max(pair[0], 1e-12)):
                 if excess <= 0:
                     break
@@ -174,7 +174,7 @@ def closed_form(
                 excess -= seconds
         best = max(best, total)
     never = sum(
-        price.cost_nano_usd(Usage(each.prompt_tokens, each.output_tokens))
+        price.cost_of_nano_usd(each.prompt_tokens, each.output_tokens)
         for each in requests
         if not _fits(each, profile, ttft_budget_s)
     )
