@@ -15,6 +15,7 @@
     │   ├── ModelNotFound           404
     │   ├── AuthenticationFailed    401
     │   ├── PermissionDenied        403  known key, forbidden model
+    │   ├── ForeignOrigin           403  asked for under a foreign name, or by a foreign page
     │   └── PrivateNotServable      403  pinned to the premises, and no premises backend has the model
     ├── Refused                     503  a rule or a limit said no; carries the rule
     │   ├── RefusedBusy             429
@@ -200,6 +201,13 @@ class PermissionDenied(InvalidRequest):
 
     status = 403
     code = "model_not_found"
+
+
+class ForeignOrigin(InvalidRequest):
+    """Asked for under a name that is not the node's, or by another page in a browser."""
+
+    status = 403
+    code = "foreign_origin"
 
 
 class PrivateNotServable(InvalidRequest):
