@@ -19,6 +19,7 @@
     │   └── PrivateNotServable      403  pinned to the premises, and no premises backend has the model
     ├── Refused                     503  a rule or a limit said no; carries the rule
     │   ├── RefusedBusy             429
+    │   ├── EngineAway              503  only the local engine may serve it, which is starting or down
     │   └── Unaffordable            nothing may be spent on it, and nothing free could serve it
     │       ├── BudgetSpent         429  a budget has too little left
     │       └── LedgerUnavailable   503  what it costs cannot be written down
@@ -237,6 +238,12 @@ class RefusedBusy(Refused):
     status = 429
     type = "rate_limit_error"
     code = "overloaded"
+
+
+class EngineAway(Refused):
+    """Only the local engine may serve the request, and it is starting, down or hanging."""
+
+    code = "engine_unavailable"
 
 
 class Unaffordable(Refused):

@@ -61,6 +61,7 @@ _WHAT_TO_DO: dict[type[SpillwayError], str] = {
     errors.PrivateNotServable: "Nothing on the premises can do what it asks for: ask for less, or take the pin off",
     errors.Refused: "Come back after `Retry-After`. `x-spillway-reason` names the rule: [route.md](route.md#reasons)",
     errors.RefusedBusy: "Come back after `Retry-After`; with a larger budget it would wait longer",
+    errors.EngineAway: "Come back after `Retry-After`; [engine.md](engine.md)",
     errors.BudgetSpent: "Wait for the next hour, day or month (`Retry-After`), or raise the budget",
     errors.LedgerUnavailable: "The operator's: [operations.md](operations.md#the-ledger)",
     errors.RateLimited: "Come back after `Retry-After`",

@@ -9,6 +9,7 @@ from node.dispatch.outcome import Ending
 from node.errors import (
     ContextLengthExceeded,
     CostBudgetTooSmall,
+    EngineAway,
     InvalidRequest,
     LedgerUnavailable,
     OutputTooLong,
@@ -46,7 +47,8 @@ def down() -> ScriptedEngine:
             ContextLengthExceeded,
             "context_length",
         ),
-        (House(down()), REQUEST, Refused, "no_cloud_equivalent"),
+        (House(down()), REQUEST, EngineAway, "no_cloud_equivalent"),
+        (House(down(), [ScriptedBackend("cloud")]), named("r", pinned=True), EngineAway, "no_premises_capacity"),
     ],
 )
 @in_virtual_time
@@ -72,6 +74,21 @@ async def test_output_longer_than_the_engines_context_is_not_sent_elsewhere() ->
     assert (await refused(home)).status == 400
     assert home.clouds["cloud"].permits == []
     assert home.outcome.ending is Ending.REJECTED
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (EngineState.DOWN, "The request was refused: it is pinned to the premises, and the engine is down."),
+        (EngineState.STARTING, "The request was refused: it is pinned to the premises, and the engine is starting."),
+    ],
+)
+@in_virtual_time
+async def test_who_only_an_engine_that_is_away_may_serve_is_told_so(state: EngineState, said: str) -> None:
+    home = House(ScriptedEngine(state=state))
+    error = await refused(home, named("r", pinned=True))
+    assert (error.message, error.code) == (said, "engine_unavailable")
+    assert "retry-after" in render(error)[1]
 
 
 @pytest.mark.parametrize(("asked", "pinned"), [(100_001, False), (4097, True)])
@@ -105,7 +122,7 @@ async def test_cost_budget_too_small_for_the_only_place_is_a_mistake_no_retry_ca
 async def test_cost_budget_beside_an_engine_without_capacity_may_be_retried() -> None:
     error = await refused(House(down(), [ScriptedBackend("cloud")]), replace(REQUEST, cost_budget_nano_usd=1000))
     assert isinstance(error, Refused)
-    assert "the engine has no capacity for it, and the cloud could cost more than its cost_budget_usd" in error.message
+    assert "the engine is down, and the cloud could cost more than its cost_budget_usd" in error.message
 
 
 @in_virtual_time
