@@ -157,7 +157,7 @@ async def test_pinned_request_never_falls_over_to_the_cloud() -> None:
 async def test_prompt_too_long_for_the_engine_is_tried_in_a_larger_context() -> None:
     home = House(local(ContextLengthExceeded("x")), [cloud()])
     await read(await home.answer())
-    assert home.outcome.backend == "cloud"
+    assert (home.outcome.backend, home.outcome.reason) == ("cloud", Reason.CLOUD_ONLY_LENGTH)
 
 
 @in_virtual_time

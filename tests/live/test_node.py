@@ -247,7 +247,7 @@ async def test_a_prompt_beyond_the_context_is_refused_when_pinned(node: RunningN
 async def test_more_output_than_the_engines_context_goes_to_the_cloud_or_is_the_clients_mistake(
     node: RunningNode,
 ) -> None:
-    assert (await _raw(node, _chat(max_tokens=5000))).headers["x-spillway-reason"] == "cloud_only_feature"
+    assert (await _raw(node, _chat(max_tokens=5000))).headers["x-spillway-reason"] == "cloud_only_length"
     sent = len(node.emulator.log.records)
     answer = await _raw(node, _chat(max_tokens=5000, spillway={"require_local": True}))
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "max_tokens")
