@@ -13,6 +13,7 @@ import msgspec
 
 from node import __version__, calibrate, keys_command, ledger_command, usage_command
 from node.audit import command as auditor
+from node.config_option import add_config
 from node.errors import SettingsError, SpillwayError
 from node.settings import Settings, load_settings
 from node.simulate import command as simulator
@@ -23,7 +24,10 @@ _DEFAULT_CONFIG = Path("spillway.yaml")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit code: 0 good, 1 something is wrong and was said in one line."""
+    """Run the command line. Returns the exit code: 0 good, 1 something is wrong and was said in one line.
+
+    Of a command that says something by 1, it is 2.
+    """
     options = _parser().parse_args(arguments)
     try:
         code = _run(options)
@@ -31,13 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
         return code
     except SpillwayError as error:
         print(f"spillway: {error.message}", file=sys.stderr)
-        return 1
+        return int(options.trouble)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # Whoever read the output has seen enough (`| head`). What is still buffered must not be tried again at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return int(options.trouble)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -129,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         "SPILLWAY_HOST, SPILLWAY_PORT, SPILLWAY_MODELS, SPILLWAY_API_KEY and HOLYSHEEP_API_KEY are laid over them. "
         "See docs/configure.md.",
     )
+    parser.set_defaults(trouble=1)
     parser.add_argument("--version", action="version", version=f"spillway {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser(
@@ -146,9 +151,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Look at GPU, vLLM, models, providers and storage; one line each, with the remedy where "
         "something is wrong. Exit code 1 if the node could not serve.",
     )
-
-    def add_config(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--config", type=Path, metavar="FILE", help="settings (default: ./spillway.yaml if there)")
 
     keys_command.add_command(commands, add_config)
     for command in (

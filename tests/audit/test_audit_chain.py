@@ -236,7 +236,7 @@ def test_chain_that_was_there_and_is_gone_is_not_taken_for_one_that_never_was(
     file = database.place.file
     assert file is not None
     file.unlink()
-    assert cli.main(["audit", "verify"]) == 1
+    assert cli.main(["audit", "verify"]) == 2, "1 is for a broken chain"
     assert "is gone, and what was spent with it" in capsys.readouterr().err
 
 
@@ -244,6 +244,6 @@ def test_command_says_so_where_nothing_was_ever_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SPILLWAY_DATA", str(tmp_path / "nowhere"))
-    assert cli.main(["audit", "verify"]) == 1
+    assert cli.main(["audit", "verify"]) == 2, "1 is for a broken chain"
     assert "no node has recorded anything there yet" in capsys.readouterr().err
     assert not (tmp_path / "nowhere").exists()
