@@ -130,8 +130,8 @@ def _parser() -> argparse.ArgumentParser:
         description="An inference node for one GPU server: vLLM in this process, overflow to a pay-per-token cloud "
         "only when load or the latency budget says so.",
         epilog="Settings come from --config, else $SPILLWAY_CONFIG, else ./spillway.yaml, else defaults; "
-        "SPILLWAY_HOST, SPILLWAY_PORT, SPILLWAY_MODELS, SPILLWAY_API_KEY and HOLYSHEEP_API_KEY are laid over them. "
-        "See docs/configure.md.",
+        "SPILLWAY_HOST, SPILLWAY_PORT, SPILLWAY_ADMIN_PORT, SPILLWAY_MODELS, SPILLWAY_DATABASE_URL, SPILLWAY_API_KEY "
+        "and HOLYSHEEP_API_KEY are laid over them. See docs/configure.md.",
     )
     parser.set_defaults(trouble=1)
     parser.add_argument("--version", action="version", version=f"spillway {__version__}")
@@ -140,11 +140,17 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="load the models and serve them",
         description="Load the models and serve them behind one OpenAI-style endpoint, until SIGINT or SIGTERM. "
-        "SIGHUP reads settings, keys and catalogue again.",
+        "SIGHUP reads settings, keys and catalogue again. The options override the settings. The admin API takes the "
+        "port after --port, unless the settings say which.",
     )
-    serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--port", type=_port, help="port to listen on, 0 for any (default: 8000)")
-    serve.add_argument("--model", action="append", metavar="NAME", help="catalogue model to serve (repeatable)")
+    serve.add_argument("--host", help="address to listen on (default: the settings', else 127.0.0.1)")
+    serve.add_argument("--port", type=_port, help="port to listen on, 0 for any (default: the settings', else 8000)")
+    serve.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME",
+        help="catalogue model to serve, repeatable (default: the settings', else demo)",
+    )
     doctor = commands.add_parser(
         "doctor",
         help="say what was found here, and what to do about it",
