@@ -151,7 +151,7 @@ def refusal(decision: Decision, journey: Journey, *, engine: EngineState | None,
     if rule is Reason.PRIVATE_NOT_SERVABLE:
         return PrivateNotServable(
             f"The request is pinned to the premises{_pinned_by(features)}, and nothing on the premises can serve "
-            f"`{features.model}` with what it asks for{_listed(features)}.",
+            f"`{features.model}`{f' with what it asks for{_listed(features)}' if features.needs else ''}.",
             param="model",
             rule=rule,
         )

@@ -77,6 +77,16 @@ async def test_output_longer_than_the_engines_context_is_not_sent_elsewhere() ->
 
 
 @pytest.mark.parametrize(
+    ("needs", "said"),
+    [(frozenset(), "can serve `demo`."), (TOOLS, "can serve `demo` with what it asks for (tools).")],
+)
+@in_virtual_time
+async def test_what_is_asked_for_is_blamed_only_where_something_is(needs: frozenset[Capability], said: str) -> None:
+    error = await refused(House(None, [ScriptedBackend("cloud")]), replace(named("r", pinned=True), needs=needs))
+    assert error.message == f"The request is pinned to the premises, and nothing on the premises {said}"
+
+
+@pytest.mark.parametrize(
     ("state", "said"),
     [
         (EngineState.DOWN, "The request was refused: it is pinned to the premises, and the engine is down."),
