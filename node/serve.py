@@ -8,10 +8,8 @@ import os
 import secrets
 import signal
 import socket
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from types import FrameType
 
 import msgspec
@@ -26,6 +24,7 @@ from node.app import Node
 from node.embedded import EMULATED, EMULATOR_KEY_ENV, emulator
 from node.errors import SettingsError, SpillwayError
 from node.guard import SocketGuard
+from node.local.scratch import Scratch
 from node.reload import Reloader
 from node.settings import HOLYSHEEP, ProviderSettings, Settings, admin_port
 from node.store import admin_key
@@ -64,7 +63,7 @@ def serve(settings: Settings, *, load: Load, where: str | None) -> None:
                 key = os.environ[EMULATOR_KEY_ENV] = secrets.token_hex(16)
                 base_url = stack.enter_context(emulator(key))
                 settings, load = _with_emulator(settings, base_url), _then_with_emulator(load, base_url)
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spillway-")))
+            folder = stack.enter_context(Scratch())
             os.environ.update(logs.for_the_engine(folder, os.environ))
             node = Node(settings, rename={HOLYSHEEP: EMULATED} if emulated else {}, guard=guard)
             node.open()

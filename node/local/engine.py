@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -23,7 +23,8 @@ from node.local.importing import importing_vllm
 from node.local.outputs import CountedEngine, Tally
 from node.local.prefill import PrefillQueue
 from node.local.processes import EngineProcess, descendants, spawning_apart, step_back, step_up, sweep
-from node.local.segments import Segment, segments_of, sweep_segments
+from node.local.scratch import Scratch
+from node.local.segments import Segment, forget, segments_of, sweep_segments
 from node.local.serving import Serving
 from node.local.starting import saying_so
 from node.local.stats import Step, StepStats, TimedStep
@@ -83,6 +84,7 @@ class LocalEngine:
         self._stepping_since_s = 0.0
         self._processes: frozenset[EngineProcess] = frozenset()
         self._segments: frozenset[Segment] = frozenset()
+        self._scratch: Scratch | None = None
         self._entering = 0
         self._finished = 0
         self._steps = 0
@@ -288,7 +290,12 @@ class LocalEngine:
             engine_args = AsyncEngineArgs.from_cli_args(args)
             config = engine_args.create_engine_config(UsageContext.ENGINE_CONTEXT)
         factory = _stat_logger(self._record)
-        with arguments.failures_named(self.model_name, self.model), spawning_apart():
+        self._scratch = scratch = Scratch()
+        with (
+            arguments.failures_named(self.model_name, self.model),
+            _environ(scratch.for_the_engine(os.environ)),
+            spawning_apart(),
+        ):
             llm = AsyncLLM.from_vllm_config(
                 config, stat_loggers=[factory], disable_log_stats=engine_args.disable_log_stats
             )
@@ -434,10 +441,13 @@ class LocalEngine:
             await asyncio.to_thread(llm.shutdown, grace_s)
         await asyncio.to_thread(sweep, self._processes, 1.0)
         if left := await asyncio.to_thread(sweep_segments, self._segments):
+            forget(left)
             _log.info("%s: removed shared memory that its processes left: %s", self.model_name, ", ".join(left))
         if llm is not None:
             await asyncio.to_thread(_give_back, llm.engine_core.resources)
-        self._processes, self._segments = frozenset(), frozenset()
+        if self._scratch is not None:
+            await asyncio.to_thread(self._scratch.remove)
+        self._processes, self._segments, self._scratch = frozenset(), frozenset(), None
         self._builder.shutdown(wait=False)
 
 
@@ -449,6 +459,17 @@ def _serving(llm: Any, args: Any, tasks: Any) -> Serving:
     state = State()
     asyncio.run(init_app_state(CountedEngine(llm), state, args, tasks))
     return Serving(llm, state)
+
+
+@contextmanager
+def _environ(more: Mapping[str, str]) -> Iterator[None]:
+    """`more`, of what was not there, in this process's environment for the block."""
+    os.environ.update(more)
+    try:
+        yield
+    finally:
+        for name in more:
+            del os.environ[name]
 
 
 def _give_back(resources: Any) -> None:

@@ -23,7 +23,7 @@ from node.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest
 from node.local import plain
 from node.local.backend import LocalBackend
 from node.local.engine import LocalEngine
-from node.local.processes import descendants
+from node.local.processes import EngineProcess, descendants
 from node.routing.values import EngineLoad, EngineState
 
 pytestmark = pytest.mark.engine
@@ -122,6 +122,13 @@ async def whole(backend: LocalBackend, call: Call) -> dict[str, Any]:
     (chunk,) = await gather(backend.open(call))
     answer: dict[str, Any] = json.loads(chunk.data)
     return answer
+
+
+def named_sockets(process: EngineProcess) -> list[Path]:
+    """Those that it has under a name in the file system."""
+    found = process.find()
+    assert found is not None
+    return [Path(each.laddr) for each in found.net_connections("unix") if each.laddr.startswith("/")]
 
 
 async def eventually(condition: Callable[[], bool], within_s: float = 1.0) -> None:
@@ -437,6 +444,8 @@ async def test_stop_during_start_leaves_nothing_behind(engine: LocalEngine, demo
 async def test_killed_engine_fails_its_calls_at_once_and_is_swept(engine: LocalEngine, backend: LocalBackend) -> None:
     processes = engine.processes
     assert processes
+    sockets = [path for process in processes for path in named_sockets(process)]
+    assert sockets
     calls = [
         asyncio.ensure_future(gather(backend.open(chat(stream=stream, ignore_eos=True, cap=400, **more))))
         for stream in (True, False)
@@ -453,6 +462,7 @@ async def test_killed_engine_fails_its_calls_at_once_and_is_swept(engine: LocalE
         await gather(backend.open(chat()))
     await engine.stop()
     assert not [process for process in processes if process.find()]
+    assert not [path for path in sockets if path.exists()]
     assert engine.in_flight == 0
 
 
