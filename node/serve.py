@@ -58,7 +58,8 @@ def serve(settings: Settings, *, load: Load, where: str | None) -> None:
             listen, stall_s = settings.listen, settings.api.reader_stall_s
             listener = stack.enter_context(_bind("listen", listen.host, listen.port, "--port", stall_s))
             host, port = settings.admin.host, admin_port(settings)
-            admin_listener = stack.enter_context(_bind("admin", host, port, "admin.port", stall_s))
+            remedy = "admin.port or SPILLWAY_ADMIN_PORT"
+            admin_listener = stack.enter_context(_bind("admin", host, port, remedy, stall_s))
             emulated = where is None and not settings.providers
             if emulated:
                 key = os.environ[EMULATOR_KEY_ENV] = secrets.token_hex(16)
@@ -97,8 +98,8 @@ def _bind(what: str, host: str, port: int, remedy: str, stall_s: float) -> socke
         raise SettingsError(f"{what}.host: {host} cannot be resolved: {error.strerror}") from error
     except OSError as error:
         raise SettingsError(
-            f"{what}: cannot listen on {host}:{port}: {error.strerror}. Is another node running? "
-            f"Choose another port with {remedy}"
+            f"{what}: cannot listen on {host}:{port}: {error.strerror}. Is another node running? It takes two ports, "
+            f"its own and for the admin API the next. Choose another port with {remedy}"
         ) from error
     listener.set_inheritable(False)
     return listener

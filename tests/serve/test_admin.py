@@ -105,7 +105,20 @@ def test_row_67_admin_port_that_is_taken_is_named(tmp_path: Path, capsys: pytest
         assert cli.main(["serve", "--config", str(config)]) == 1
     said = capsys.readouterr().err
     assert f"admin: cannot listen on 127.0.0.1:{port}: Address already in use" in said
-    assert said.endswith("Choose another port with admin.port\n")
+    assert said.endswith("Choose another port with admin.port or SPILLWAY_ADMIN_PORT\n")
+
+
+def test_node_at_the_port_of_anothers_admin_api_is_told_whose_it_may_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as others_admin:
+        others_admin.bind(("127.0.0.1", 0))
+        others_admin.listen()
+        config = tmp_path / "spillway.yaml"
+        config.write_text(f"listen: {{port: {others_admin.getsockname()[1]}}}\nadmin: {{port: 0}}\n")
+        assert cli.main(["serve", "--config", str(config)]) == 1
+    said = capsys.readouterr().err
+    assert "It takes two ports, its own and for the admin API the next. Choose another port with --port" in said
 
 
 def test_admin_api_is_not_for_other_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
