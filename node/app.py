@@ -35,8 +35,8 @@ from node.cloud.config import AnswerClocks, ProviderConfig
 from node.cloud.gate import EgressGate
 from node.cloud.provider import CloudProvider
 from node.dashboard.decisions import DecisionLog
-from node.dashboard.engine_history import EngineHistory
 from node.dashboard.feed import BudgetWindow
+from node.dashboard.history import History, engine_state
 from node.dashboard.reader import Reader, Sources
 from node.dashboard.sampler import Sampler
 from node.dispatch.accounts import Settlement, entry_for, worth
@@ -213,8 +213,8 @@ class Node:
             )
         )
         self.decisions = DecisionLog(time.time)
-        self.engine_histories = {name: EngineHistory(time.time) for name in self.engines}
-        self.sampler = Sampler(Reader(self._sources(), self.decisions), unix_s=time.time, emulated=bool(rename))
+        self.engine_histories = {name: History(time.time) for name in self.engines}
+        self.sampler = Sampler(Reader(self._sources(), self.decisions), unix_s=time.time)
         self._running: list[asyncio.Task[None]] = []
         self.hopeless: SettingsError | None = None
         """What keeps a model from being served here or elsewhere, once the first start of its engine has shown it."""
@@ -315,7 +315,7 @@ class Node:
         self.loop_watch.start()
         self.health.start()
         for name, engine in self.engines.items():
-            self.engine_histories[name].note(engine.supervision)
+            self.engine_histories[name].note(*engine_state(engine.supervision))
         self.sampler.start()
         if self.engines:
             self._running = [asyncio.create_task(self._keep_alive())]
@@ -460,7 +460,7 @@ class Node:
 
     def _engine_changed(self, name: str) -> None:
         self.lanes[name].engine_changed()
-        self.engine_histories[name].note(self.engines[name].supervision)
+        self.engine_histories[name].note(*engine_state(self.engines[name].supervision))
 
     def _life(self, name: str) -> Callable[[], Supervision]:
         return lambda: self.engines[name].supervision
@@ -706,6 +706,7 @@ def provider_state(config: ProviderConfig, settings: ProviderSettings, gate: Egr
         ttft=ProviderTtft(settings.assumed_ttft_s),
         standing=standing,
         zone=config.zone,
+        emulated=config.emulated,
     )
 
 
@@ -754,6 +755,7 @@ def _provider_config(name: str, settings: ProviderSettings, environ: Mapping[str
         base_url=settings.base_url,
         api_key=key,
         zone=settings.zone,
+        emulated=settings.emulated,
         weight=settings.weight,
         connect_s=settings.clocks.connect_s,
         clocks=clocks,

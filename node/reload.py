@@ -166,6 +166,7 @@ class Reloader:
         if state is None:
             return new
         state.provider, state.weight, state.zone = new.provider, new.weight, new.zone
+        state.emulated = new.emulated
         standing, now_s = state.standing, time.monotonic()
         standing.slow_s = said.slow_s
         standing.under(account_of(config))

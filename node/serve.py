@@ -82,7 +82,7 @@ def _then_with_emulator(load: Load, base_url: str) -> Load:
 
 
 def _with_emulator(settings: Settings, base_url: str) -> Settings:
-    provider = ProviderSettings(base_url=base_url, api_key_env=EMULATOR_KEY_ENV)
+    provider = ProviderSettings(base_url=base_url, api_key_env=EMULATOR_KEY_ENV, emulated=True)
     return msgspec.structs.replace(settings, providers={**settings.providers, EMULATED: provider})
 
 

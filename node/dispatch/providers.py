@@ -40,6 +40,7 @@ class ProviderState:
     ttft: ProviderTtft
     standing: Standing
     zone: Zone = Zone.CLOUD
+    emulated: bool = False
 
 
 class Providers:
@@ -158,19 +159,7 @@ class Providers:
 
     def document(self, now_s: float) -> dict[str, Any]:
         """Each provider's standing, for the statistics: whether it is used, for how long not, and for what error."""
-        return {
-            name: {
-                "available": state.standing.is_available(now_s),
-                "paused_s": round(max(0.0, state.standing.paused_until_s - now_s), 3),
-                "isolated_by": state.standing.isolated_by,
-                "breaker": state.standing.breaker.state(now_s).value,
-                "opened_by": state.standing.breaker.opened_by,
-                "in_flight": state.standing.in_flight,
-                "zone": state.zone.value,
-                "weight": state.weight,
-            }
-            for name, state in self.states.items()
-        }
+        return {name: _document(state, now_s) for name, state in self.states.items()}
 
     def _choose(self, model: Model, options: list[CloudOption], now_s: float) -> str | None:
         available = {option.provider for option in options if option.available}
@@ -191,3 +180,23 @@ class Providers:
             if name is not None:
                 self._next[model.name] = name
         return name
+
+
+def _document(state: ProviderState, now_s: float) -> dict[str, Any]:
+    standing, breaker = state.standing, state.standing.breaker
+    tried_in_s = standing.away_for_s(now_s)
+    return {
+        "available": standing.is_available(now_s),
+        "paused_s": round(max(0.0, standing.paused_until_s - now_s), 3),
+        "isolated_by": standing.isolated_by,
+        "breaker": breaker.state(now_s).value,
+        "opened_by": breaker.opened_by,
+        "not_closed_for_s": None
+        if breaker.not_closed_since_s is None
+        else round(now_s - breaker.not_closed_since_s, 1),
+        "tried_in_s": None if tried_in_s is None else round(tried_in_s, 1),
+        "in_flight": standing.in_flight,
+        "zone": state.zone.value,
+        "emulated": state.emulated,
+        "weight": state.weight,
+    }

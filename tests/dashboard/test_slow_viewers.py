@@ -50,7 +50,7 @@ class Busy:
 
 
 def sampler(interval_s: float) -> Sampler:
-    return Sampler(Busy(), unix_s=lambda: 0.0, emulated=False, interval_s=interval_s)
+    return Sampler(Busy(), unix_s=lambda: 0.0, interval_s=interval_s)
 
 
 class Hasty(GuardedHttpProtocol):
