@@ -7,6 +7,8 @@ import { REASONS } from "./reasons.js";
 
 const KEPT = 200;
 const PAGE = 12;
+const MOST_REASONS = 8;
+const PLACES = { local: "local", premises: "premises", cloud: "cloud", cache: "cache", nobody: "unserved" };
 const ENDINGS = ["done", "failed", "refused", "rejected", "client_closed"];
 
 export function makeDecisions() {
@@ -76,7 +78,30 @@ export function makeDecisions() {
     $("decisions-count").textContent = (found ? `${count(found.length)}${found.length === 100 ? " or more" : ""} of the last ${count(searched)}` : list.length ? "newest first" : "") + (paused ? " · paused" : "");
   }
 
+  /** Only those with this reason; those with any, if it was chosen already. */
+  function only(reason) {
+    form.reason.value = form.reason.value === reason ? "" : reason;
+    shown = PAGE;
+    search();
+  }
+
   return {
+    /** The most frequent of who answered and why in the last minutes, in an order that does not change with the counts. */
+    reasons(points) {
+      const sums = new Map();
+      for (const point of points) {
+        for (const [place, counts] of Object.entries(point.reasons ?? {})) {
+          for (const [reason, n] of Object.entries(counts)) sums.set(`${place} ${reason}`, (sums.get(`${place} ${reason}`) ?? 0) + n);
+        }
+      }
+      const placeOf = ([key]) => Object.keys(PLACES).indexOf(key.split(" ")[0]);
+      const most = [...sums].sort((a, b) => b[1] - a[1]).slice(0, MOST_REASONS).sort((a, b) => placeOf(a) - placeOf(b) || a[0].localeCompare(b[0]));
+      fill($("reasons"), most.length ? h("li", { class: "faint", text: "In five minutes" }) : null, most.map(([key, n]) => {
+        const [place, reason] = key.split(" ");
+        return h("li", {}, h("button", { type: "button", class: "quiet", "aria-pressed": String(form.reason.value === reason), title: REASONS[reason] ?? "", onclick: () => only(reason) },
+          h("span", { class: `place ${PLACES[place]}`, text: place }), h("span", { text: words(reason) }), h("b", { text: count(n) })));
+      }));
+    },
     begin(decisions, providers) {
       rows = [...decisions];
       const chosen = form.backend.value;
