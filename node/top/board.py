@@ -117,7 +117,8 @@ def _of_now(now: Now) -> list[tuple[str, str]]:
 def board(seen: Seen, now: Now, view: View, width: int, height: int, glyphs: Glyphs) -> list[Text]:
     """All panels of a view but the decisions."""
     if view is View.MODELS:
-        return panels.models(seen, now, width, glyphs, changes=_EVERY_CHANGE, minutes=True)
+        every = panels.models(seen, now, width, glyphs, changes=_EVERY_CHANGE, minutes=True)
+        return every + panels.gpus(now, width, glyphs)
     if view is View.PROVIDERS:
         return [
             *panels.providers(seen, now, width, glyphs, changes=_EVERY_CHANGE),
@@ -133,6 +134,7 @@ def board(seen: Seen, now: Now, view: View, width: int, height: int, glyphs: Gly
         busy = [
             *panels.traffic(seen, left, glyphs, height=chart),
             *panels.models(seen, now, left, glyphs, changes=4 if tall else 2),
+            *panels.gpus(now, left, glyphs),
         ]
         rest = [
             *panels.first_tokens(seen, right, glyphs),
@@ -142,9 +144,11 @@ def board(seen: Seen, now: Now, view: View, width: int, height: int, glyphs: Gly
         return lines + beside(busy, rest, width, glyphs)
     if not tall:
         charts = beside(panels.traffic(seen, left, glyphs), panels.first_tokens(seen, right, glyphs), width, glyphs)
-        return [*lines, *charts, *panels.models(seen, now, width, glyphs), *panels.providers(seen, now, width, glyphs)]
+        gpus = panels.gpus(now, width, glyphs) if now.gpus else []  # that there are none is told where there is room
+        here = panels.models(seen, now, width, glyphs) + gpus
+        return [*lines, *charts, *here, *panels.providers(seen, now, width, glyphs)]
     lines += panels.traffic(seen, width, glyphs, height=chart) + panels.first_tokens(seen, width, glyphs)
-    lines += panels.models(seen, now, width, glyphs, changes=2)
+    lines += panels.models(seen, now, width, glyphs, changes=2) + panels.gpus(now, width, glyphs)
     return lines + panels.providers(seen, now, width, glyphs) + panels.money(now, width, glyphs)
 
 

@@ -149,11 +149,11 @@ def first_tokens(seen: Seen, width: int, glyphs: Glyphs) -> list[Text]:
         latest, highest = (known[-1], max(known)) if known else (None, None)
         figures = f"{seconds(latest):>9}{seconds(highest):>9}"
         lines.append(said((f"{name:10}", colour), charts.log_line(values, most, glyphs, colour), figures))
-    return [title("Time to first token", "last 5 min, logarithmic", width, glyphs), *lines]
+    return [title("Time to first token", "last 5 min, log", width, glyphs), *lines]
 
 
 def models(seen: Seen, now: Now, width: int, glyphs: Glyphs, *, changes: int = 0, minutes: bool = False) -> list[Text]:
-    """Every model with its engine and queue, then the GPUs.
+    """Every model with its engine and queue.
 
     `changes`: how many of each engine's changes of state are listed; `minutes`: queue, running and KV cache as lines.
     """
@@ -164,7 +164,7 @@ def models(seen: Seen, now: Now, width: int, glyphs: Glyphs, *, changes: int = 0
             lines += _minutes(seen, model.name, width, glyphs)
         if model.engine is not None:
             lines += _changes(model.engine.changes, seen.at_s, width, glyphs, changes)
-    return [*lines, *_gpus(now, width, glyphs)]
+    return lines
 
 
 def providers(seen: Seen, now: Now, width: int, glyphs: Glyphs, *, changes: int = 0) -> list[Text]:
@@ -336,7 +336,8 @@ def _changes(changes: Sequence[Change], now_s: float | None, width: int, glyphs:
     return lines
 
 
-def _gpus(now: Now, width: int, glyphs: Glyphs) -> list[Text]:
+def gpus(now: Now, width: int, glyphs: Glyphs) -> list[Text]:
+    """The GPUs, or why there are none; they go below the models."""
     if now.gpus is None:
         return [fitted(said(("GPU not known  ", "yellow"), (now.no_gpu_because or "", "dim")), width, glyphs)]
     if not now.gpus:

@@ -197,6 +197,19 @@ def test_provider_that_pretends_is_told_from_one_that_charges() -> None:
     assert "mulat" not in paper(hello())
 
 
+def test_small_terminal_has_room_for_the_providers_as_it_leaves_out_that_there_is_no_gpu() -> None:
+    seen = Seen(url="http://127.0.0.1:8000")
+    document = hello(gpus=(), no_gpu_because="no NVIDIA driver")
+    seen.begin(document)
+
+    def drawn(height: int) -> str:
+        return "\n".join(line.plain for line in board(seen, document.now, View.OVERVIEW, 80, height, UNICODE))
+
+    assert "no GPU" not in drawn(24)
+    assert "pausing " in drawn(24)
+    assert "no GPU  no NVIDIA driver" in drawn(40)
+
+
 def test_first_token_that_is_late_a_hundredfold_leaves_the_others_apart() -> None:
     most = 60.0
     drawn = charts.log_line([0.1, 0.4, 2.0, 60.0, None, 0.0003], most, UNICODE, "").plain
