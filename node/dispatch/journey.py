@@ -11,6 +11,7 @@ from node.catalogue import CloudEquivalent, Model
 from node.dispatch.accounts import worth
 from node.dispatch.outcome import Ending, Foreseen, Outcome
 from node.errors import (
+    BudgetSpent,
     ContextLengthExceeded,
     CostBudgetTooSmall,
     Fault,
@@ -70,7 +71,7 @@ class Journey:
             ending=ending,
             backend=self.backend,
             served_model=self.served_model,
-            reason=decision.reason if decision else None,
+            reason=_reason(decision, error),
             attempts=self.attempts,
             queue_s=self.queue_s,
             ttft_s=None if first_s is None else first_s - features.arrived_s,
@@ -90,6 +91,13 @@ class Journey:
             was_kept=decision is not None and decision.was_kept,
             most_tokens=features.most_tokens,
         )
+
+
+def _reason(decision: Decision | None, error: SpillwayError | None) -> Reason | None:
+    """What the header says too: a budget says no after the decision, when the price is written down."""
+    if isinstance(error, BudgetSpent):
+        return Reason.BUDGET_SPENT
+    return decision.reason if decision else None
 
 
 def ending_of(error: SpillwayError) -> Ending:

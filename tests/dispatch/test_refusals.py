@@ -7,6 +7,7 @@ import pytest
 from node.audit.refusals import refused_by
 from node.dispatch.outcome import Ending
 from node.errors import (
+    BudgetSpent,
     ContextLengthExceeded,
     CostBudgetTooSmall,
     InvalidRequest,
@@ -135,6 +136,16 @@ async def test_no_equivalent_is_said_only_where_none_is_declared() -> None:
 async def test_field_that_rules_the_equivalents_out_is_named() -> None:
     error = await refused(House(ScriptedEngine(), [ScriptedBackend("cloud")]), replace(REQUEST, needs=TOOLS))
     assert "none of its cloud equivalents can do what it asks for (tools)" in error.message
+
+
+@in_virtual_time
+async def test_budget_that_says_no_as_the_price_is_written_down_is_the_reason_in_the_statistics_too() -> None:
+    home = House(None, [ScriptedBackend("cloud")])
+    home.ledger.refuses = BudgetSpent("why", rule="budget_spent", retry_after_s=1.0)
+    error = await refused(home)
+    assert render(error)[1]["x-spillway-reason"] == "budget_spent"
+    assert (home.outcome.reason, home.outcome.ending) == (Reason.BUDGET_SPENT, Ending.REFUSED)
+    assert refused_by(home.outcome) is None  # the ledger has told the audit as it refused
 
 
 @in_virtual_time

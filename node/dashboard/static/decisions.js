@@ -7,7 +7,7 @@ import { REASONS } from "./reasons.js";
 
 const KEPT = 200;
 const PAGE = 12;
-const MOST_REASONS = 8;
+const MOST_REASONS = 12;
 const PLACES = { local: "local", premises: "premises", cloud: "cloud", cache: "cache", nobody: "unserved" };
 const ENDINGS = ["done", "failed", "refused", "rejected", "client_closed"];
 
@@ -86,7 +86,10 @@ export function makeDecisions() {
   }
 
   return {
-    /** The most frequent of who answered and why in the last minutes, in an order that does not change with the counts. */
+    /**
+     * Who answered and why in the last minutes, what nobody did and the most frequent of the rest, in an order that does
+     * not change with the counts.
+     */
     reasons(points) {
       const sums = new Map();
       for (const point of points) {
@@ -95,7 +98,8 @@ export function makeDecisions() {
         }
       }
       const placeOf = ([key]) => Object.keys(PLACES).indexOf(key.split(" ")[0]);
-      const most = [...sums].sort((a, b) => b[1] - a[1]).slice(0, MOST_REASONS).sort((a, b) => placeOf(a) - placeOf(b) || a[0].localeCompare(b[0]));
+      const weight = ([key, n]) => (key.startsWith("nobody ") ? Infinity : n);
+      const most = [...sums].sort((a, b) => (weight(a) === weight(b) ? 0 : weight(b) - weight(a))).slice(0, MOST_REASONS).sort((a, b) => placeOf(a) - placeOf(b) || a[0].localeCompare(b[0]));
       fill($("reasons"), most.length ? h("li", { class: "faint", text: "In five minutes" }) : null, most.map(([key, n]) => {
         const [place, reason] = key.split(" ");
         return h("li", {}, h("button", { type: "button", class: "quiet", "aria-pressed": String(form.reason.value === reason), title: REASONS[reason] ?? "", onclick: () => only(reason) },
