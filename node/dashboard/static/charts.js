@@ -82,7 +82,7 @@ class Chart {
     let drawn = values;
     if (this.log) {
       const joined = values.map((column) => bridged(column, points));
-      drawn = joined.map((each) => each.column.map((value) => value && Math.max(value, LEAST_LOG)));
+      drawn = joined.map((each) => each.column.map((value) => (typeof value === "number" ? Math.max(value, LEAST_LOG) : value)));
       this.alone = joined.map((each) => each.alone).reverse();
     }
     if (this.stacked) {
@@ -129,8 +129,8 @@ function logRange(least, most) {
   if (!(most > 0)) return [0.01, 10];
   const below = 10 ** Math.floor(Math.log10(least));
   const above = 10 ** Math.ceil(Math.log10(most));
-  const low = [5, 2, 1].find((step) => step * below <= least) * below;
-  const high = [0.2, 0.5, 1].find((step) => step * above >= most) * above;
+  const low = ([5, 2].find((step) => step * below <= least) ?? 1) * below;
+  const high = ([0.2, 0.5].find((step) => step * above >= most) ?? 1) * above;
   return [low, Math.max(high, 10 * low)];
 }
 
@@ -231,7 +231,7 @@ function sum(point, field) {
 const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 const median = (values) => [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
 
-/** Each point with what the last `count` of every series' field have in common: requests come in ones and twos. */
+/** Each point with one value for the last `count` of every series' field: requests come in ones and twos. */
 function smoothed(points, count, series) {
   return points.map((point, i) => {
     if (point === null) return null;

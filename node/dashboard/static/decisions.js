@@ -17,6 +17,7 @@ export function makeDecisions() {
   let found = null; // what the node answered to the filter; null without one
   let searched = 0;
   let shown = PAGE;
+  let reasons = []; // of the last minutes: ["place reason", how many]
   let paused = false;
   let error = "";
   let timer = 0;
@@ -28,6 +29,7 @@ export function makeDecisions() {
     clearTimeout(timer);
     shown = PAGE;
     timer = setTimeout(search, 200);
+    drawReasons();
   });
   $("pause").addEventListener("click", () => {
     paused = !paused;
@@ -78,10 +80,19 @@ export function makeDecisions() {
     $("decisions-count").textContent = (found ? `${count(found.length)}${found.length === 100 ? " or more" : ""} of the last ${count(searched)}` : list.length ? "newest first" : "") + (paused ? " · paused" : "");
   }
 
+  function drawReasons() {
+    fill($("reasons"), reasons.length ? h("li", { class: "faint", text: "In five minutes" }) : null, reasons.map(([key, n]) => {
+      const [place, reason] = key.split(" ");
+      return h("li", {}, h("button", { type: "button", class: "quiet", "aria-pressed": String(form.reason.value === reason), title: REASONS[reason] ?? "", onclick: () => only(reason) },
+        h("span", { class: `place ${PLACES[place]}`, text: place }), h("span", { text: words(reason) }), h("b", { text: count(n) })));
+    }));
+  }
+
   /** Only those with this reason; those with any, if it was chosen already. */
   function only(reason) {
     form.reason.value = form.reason.value === reason ? "" : reason;
     shown = PAGE;
+    drawReasons();
     search();
   }
 
@@ -99,12 +110,9 @@ export function makeDecisions() {
       }
       const placeOf = ([key]) => Object.keys(PLACES).indexOf(key.split(" ")[0]);
       const weight = ([key, n]) => (key.startsWith("nobody ") ? Infinity : n);
-      const most = [...sums].sort((a, b) => (weight(a) === weight(b) ? 0 : weight(b) - weight(a))).slice(0, MOST_REASONS).sort((a, b) => placeOf(a) - placeOf(b) || a[0].localeCompare(b[0]));
-      fill($("reasons"), most.length ? h("li", { class: "faint", text: "In five minutes" }) : null, most.map(([key, n]) => {
-        const [place, reason] = key.split(" ");
-        return h("li", {}, h("button", { type: "button", class: "quiet", "aria-pressed": String(form.reason.value === reason), title: REASONS[reason] ?? "", onclick: () => only(reason) },
-          h("span", { class: `place ${PLACES[place]}`, text: place }), h("span", { text: words(reason) }), h("b", { text: count(n) })));
-      }));
+      reasons = [...sums].sort((a, b) => (weight(a) === weight(b) ? 0 : weight(b) - weight(a))).slice(0, MOST_REASONS)
+        .sort((a, b) => placeOf(a) - placeOf(b) || a[0].localeCompare(b[0]));
+      drawReasons();
     },
     begin(decisions, providers) {
       rows = [...decisions];
