@@ -13,6 +13,7 @@ import msgspec
 
 from node import __version__, calibrate, keys_command, ledger_command, usage_command
 from node.audit import command as auditor
+from node.config_option import add_config
 from node.errors import SettingsError, SpillwayError
 from node.settings import Settings, load_settings
 from node.simulate import command as simulator
@@ -23,7 +24,10 @@ _DEFAULT_CONFIG = Path("spillway.yaml")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line. Returns the exit code: 0 good, 1 something is wrong and was said in one line."""
+    """Run the command line. Returns the exit code: 0 good, 1 something is wrong and was said in one line.
+
+    Of a command that says something by 1, it is 2.
+    """
     options = _parser().parse_args(arguments)
     try:
         code = _run(options)
@@ -31,13 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
         return code
     except SpillwayError as error:
         print(f"spillway: {error.message}", file=sys.stderr)
-        return 1
+        return int(options.trouble)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         # Whoever read the output has seen enough (`| head`). What is still buffered must not be tried again at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return int(options.trouble)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -126,29 +130,33 @@ def _parser() -> argparse.ArgumentParser:
         description="An inference node for one GPU server: vLLM in this process, overflow to a pay-per-token cloud "
         "only when load or the latency budget says so.",
         epilog="Settings come from --config, else $SPILLWAY_CONFIG, else ./spillway.yaml, else defaults; "
-        "SPILLWAY_HOST, SPILLWAY_PORT, SPILLWAY_MODELS, SPILLWAY_API_KEY and HOLYSHEEP_API_KEY are laid over them. "
-        "See docs/configure.md.",
+        "SPILLWAY_HOST, SPILLWAY_PORT, SPILLWAY_ADMIN_PORT, SPILLWAY_MODELS, SPILLWAY_DATABASE_URL, SPILLWAY_API_KEY "
+        "and HOLYSHEEP_API_KEY are laid over them. See docs/configure.md.",
     )
+    parser.set_defaults(trouble=1)
     parser.add_argument("--version", action="version", version=f"spillway {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser(
         "serve",
         help="load the models and serve them",
         description="Load the models and serve them behind one OpenAI-style endpoint, until SIGINT or SIGTERM. "
-        "SIGHUP reads settings, keys and catalogue again.",
+        "SIGHUP reads settings, keys and catalogue again. The options override the settings. The admin API takes the "
+        "port after --port, unless the settings say which.",
     )
-    serve.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
-    serve.add_argument("--port", type=_port, help="port to listen on, 0 for any (default: 8000)")
-    serve.add_argument("--model", action="append", metavar="NAME", help="catalogue model to serve (repeatable)")
+    serve.add_argument("--host", help="address to listen on (default: the settings', else 127.0.0.1)")
+    serve.add_argument("--port", type=_port, help="port to listen on, 0 for any (default: the settings', else 8000)")
+    serve.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME",
+        help="catalogue model to serve, repeatable (default: the settings', else demo)",
+    )
     doctor = commands.add_parser(
         "doctor",
         help="say what was found here, and what to do about it",
         description="Look at GPU, vLLM, models, providers and storage; one line each, with the remedy where "
         "something is wrong. Exit code 1 if the node could not serve.",
     )
-
-    def add_config(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--config", type=Path, metavar="FILE", help="settings (default: ./spillway.yaml if there)")
 
     keys_command.add_command(commands, add_config)
     for command in (

@@ -15,9 +15,11 @@
     │   ├── ModelNotFound           404
     │   ├── AuthenticationFailed    401
     │   ├── PermissionDenied        403  known key, forbidden model
+    │   ├── ForeignOrigin           403  asked for under a foreign name, or by a foreign page
     │   └── PrivateNotServable      403  pinned to the premises, and no premises backend has the model
     ├── Refused                     503  a rule or a limit said no; carries the rule
     │   ├── RefusedBusy             429
+    │   ├── EngineAway              503  only the local engine may serve it, which is starting or down
     │   └── Unaffordable            nothing may be spent on it, and nothing free could serve it
     │       ├── BudgetSpent         429  a budget has too little left
     │       └── LedgerUnavailable   503  what it costs cannot be written down
@@ -202,6 +204,13 @@ class PermissionDenied(InvalidRequest):
     code = "model_not_found"
 
 
+class ForeignOrigin(InvalidRequest):
+    """Asked for under a name that is not the node's, or by another page in a browser."""
+
+    status = 403
+    code = "foreign_origin"
+
+
 class PrivateNotServable(InvalidRequest):
     """Pinned to the premises, and nothing on the premises can serve it."""
 
@@ -229,6 +238,12 @@ class RefusedBusy(Refused):
     status = 429
     type = "rate_limit_error"
     code = "overloaded"
+
+
+class EngineAway(Refused):
+    """Only the local engine may serve the request, and it is starting, down or hanging."""
+
+    code = "engine_unavailable"
 
 
 class Unaffordable(Refused):

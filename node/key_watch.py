@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from node.background import Background
 from node.errors import SettingsError
 from node.settings import KeySettings, is_loopback
 from node.store.database import StoreUnavailable
@@ -26,11 +27,13 @@ class Reading:
     problem: str | None = None
 
 
-class KeyWatch:
+class KeyWatch(Background):
     """Looks once per `interval_s` whether the keys in `store` are others. `on_change` gets them, on the event loop.
 
     While the database cannot be read, the keys known until then stay good, and those revoked meanwhile with them.
     """
+
+    task_name = "key-watch"
 
     def __init__(
         self,
@@ -42,7 +45,6 @@ class KeyWatch:
         self._store = store
         self._on_change = on_change
         self._interval_s = interval_s
-        self._task: asyncio.Task[None] | None = None
         self.latest = Reading()
 
     def read(self) -> Reading:
@@ -64,17 +66,7 @@ class KeyWatch:
             if before.stored is not None:
                 _log.info("keys have changed, and are in force")
 
-    def start(self) -> None:
-        """Begin to look."""
-        self._task = asyncio.create_task(self._look(), name="key-watch")
-
-    async def stop(self) -> None:
-        """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-
-    async def _look(self) -> None:
+    async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._interval_s)
             self.take_up(await asyncio.to_thread(self.read))

@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +16,7 @@ from node.errors import SettingsError
 from node.money import Budget, usd_to_nano
 from node.routing.values import Residency
 from node.settings import LEAST_PRIORITY, MOST_PRIORITY, Settings
+from node.wall_clock import wall_us
 
 if TYPE_CHECKING:
     from node.caller import Caller
@@ -101,9 +101,9 @@ def run(options: argparse.Namespace, settings: Settings, *, emulated: bool) -> i
     database = Database(place)
     try:
         database.open()
-        store: KeyStore = SqlKeyStore(database, _now_us)
+        store: KeyStore = SqlKeyStore(database, wall_us)
         if options.action == "list":
-            write_list(store.all(), settings.keys, _now_us(), as_json=options.json)
+            write_list(store.all(), settings.keys, wall_us(), as_json=options.json)
         elif options.action == "revoke":
             count = store.revoke(options.name)
             _say(f"{options.name}: {'its key is' if count == 1 else f'its {count} keys are'} no longer good")
@@ -114,7 +114,7 @@ def run(options: argparse.Namespace, settings: Settings, *, emulated: bool) -> i
                 _say(f"warning: {promise}")
         else:
             print(store.rotate(options.name, grace_us))
-            ends = f"stays good until {moment(_now_us() + grace_us)}" if grace_us else "is no longer good"
+            ends = f"stays good until {moment(wall_us() + grace_us)}" if grace_us else "is no longer good"
             _say(f"{options.name}: this is the only time the key is shown; the one before {ends}")
         if emulated and options.action != "list":
             _say("note: for the node with the emulated cloud; one with settings or a provider's key has other keys")
@@ -209,10 +209,6 @@ def _microseconds(option: str, text: str) -> int:
     if seconds is None or seconds > _DAYS_MOST * _UNITS["d"]:
         raise SettingsError(f"{option}: expected a time such as 30m, 24h or 7d (0: none), got {text!r}")
     return seconds * 1_000_000
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000
 
 
 def _say(text: str) -> None:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from node.config_option import add_config
 from node.errors import SettingsError
 from node.progress import Progress
 from node.settings import Settings
@@ -35,8 +36,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     copy.add_argument("--to", required=True, metavar="WHERE", help="postgresql://USER@HOST/NAME, or a folder")
     for action in (backup, put_back, copy):
-        # Not to undo what was given before the word.
-        action.add_argument("--config", type=Path, default=argparse.SUPPRESS, metavar="FILE", help=argparse.SUPPRESS)
+        add_config(action, default=argparse.SUPPRESS)
     return parser
 
 

@@ -14,28 +14,22 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from node.app import (
-    Node,
-    account_of,
-    checked_providers,
-    hedging_for,
-    policy_for,
-    provider_configs,
-    provider_state,
-    served_models,
-    wall_us,
-)
+from node.app import Node
 from node.catalogue import Model
 from node.cloud.config import ProviderConfig
 from node.cloud.gate import EgressGate
+from node.configured_providers import account_of, checked_providers, provider_configs, provider_state
 from node.dispatch.dispatcher import ServedModel
 from node.dispatch.providers import ProviderState
 from node.dispatch.standing import OPERATOR
 from node.errors import SettingsError
 from node.key_watch import Reading, check_keys
+from node.policies import hedging_for, policy_for
 from node.privacy.checks import check_pins, without_cloud
 from node.privacy.content import ContentRules
+from node.served_models import served_models
 from node.settings import Section, Settings
+from node.wall_clock import wall_us
 
 _log = logging.getLogger("spillway")
 
@@ -146,7 +140,8 @@ class Reloader:
         for policy in node.policies.values():
             policy.policy = policy_for(plan.settings)
         node.dispatcher.served = {
-            name: ServedModel(model, node.lanes[name], node.retry_after(name)) for name, model in plan.models.items()
+            name: ServedModel(model, node.lanes[name], node.engines.retry_after(name))
+            for name, model in plan.models.items()
         }
         node.dispatcher.hedger.hedging = hedging_for(plan.settings)
         states = {config.name: self._state(config, plan) for config in plan.providers}
@@ -166,6 +161,7 @@ class Reloader:
         if state is None:
             return new
         state.provider, state.weight, state.zone = new.provider, new.weight, new.zone
+        state.emulated = new.emulated
         standing, now_s = state.standing, time.monotonic()
         standing.slow_s = said.slow_s
         standing.under(account_of(config))

@@ -8,10 +8,8 @@ import os
 import secrets
 import signal
 import socket
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from types import FrameType
 
 import msgspec
@@ -26,6 +24,7 @@ from node.app import Node
 from node.embedded import EMULATED, EMULATOR_KEY_ENV, emulator
 from node.errors import SettingsError, SpillwayError
 from node.guard import SocketGuard
+from node.local.scratch import Scratch
 from node.reload import Reloader
 from node.settings import HOLYSHEEP, ProviderSettings, Settings, admin_port
 from node.store import admin_key
@@ -38,6 +37,7 @@ _CLOSE_WITHIN_S = 3
 # What the kernel holds of an answer for one client; without a bound it grows to megabytes for one that does not read.
 _SEND_BUFFER_BYTES = 256 * 1024
 _LONGEST_MS = 2**31 - 1
+_PORT, _ADMIN_PORT = "--port", "admin.port or SPILLWAY_ADMIN_PORT"  # what chooses them
 # Descriptors beside those of clients and providers: the engine's sockets, files, and what a library opens in passing.
 _OTHER_DESCRIPTORS = 256
 _LEAST_OTHER_DESCRIPTORS = 32
@@ -56,18 +56,20 @@ def serve(settings: Settings, *, load: Load, where: str | None) -> None:
     try:
         with ExitStack() as stack:
             listen, stall_s = settings.listen, settings.api.reader_stall_s
-            listener = stack.enter_context(_bind("listen", listen.host, listen.port, "--port", stall_s))
+            listener = stack.enter_context(_bind("listen", listen.host, listen.port, _PORT, stall_s))
             host, port = settings.admin.host, admin_port(settings)
-            admin_listener = stack.enter_context(_bind("admin", host, port, "admin.port", stall_s))
+            admin_listener = stack.enter_context(_bind("admin", host, port, _ADMIN_PORT, stall_s))
             emulated = where is None and not settings.providers
             if emulated:
                 key = os.environ[EMULATOR_KEY_ENV] = secrets.token_hex(16)
                 base_url = stack.enter_context(emulator(key))
                 settings, load = _with_emulator(settings, base_url), _then_with_emulator(load, base_url)
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spillway-")))
+            folder = stack.enter_context(Scratch())
             os.environ.update(logs.for_the_engine(folder, os.environ))
             node = Node(settings, rename={HOLYSHEEP: EMULATED} if emulated else {}, guard=guard)
             node.open()
+            _listen("listen", listener, _PORT)
+            _listen("admin", admin_listener, _ADMIN_PORT)
             logs.say(_banner(node, listener, admin_listener, emulated=emulated))
             guard.install()
             with asyncio.Runner(loop_factory=guard.loop) as runner:
@@ -81,12 +83,12 @@ def _then_with_emulator(load: Load, base_url: str) -> Load:
 
 
 def _with_emulator(settings: Settings, base_url: str) -> Settings:
-    provider = ProviderSettings(base_url=base_url, api_key_env=EMULATOR_KEY_ENV)
+    provider = ProviderSettings(base_url=base_url, api_key_env=EMULATOR_KEY_ENV, emulated=True)
     return msgspec.structs.replace(settings, providers={**settings.providers, EMULATED: provider})
 
 
 def _bind(what: str, host: str, port: int, remedy: str, stall_s: float) -> socket.socket:
-    """Bind it; nothing is answered before a server listens on it. `remedy` names what chooses another port."""
+    """Bind it; nobody can connect before it listens. `remedy` names what chooses another port."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -96,12 +98,26 @@ def _bind(what: str, host: str, port: int, remedy: str, stall_s: float) -> socke
     except socket.gaierror as error:
         raise SettingsError(f"{what}.host: {host} cannot be resolved: {error.strerror}") from error
     except OSError as error:
-        raise SettingsError(
-            f"{what}: cannot listen on {host}:{port}: {error.strerror}. Is another node running? "
-            f"Choose another port with {remedy}"
-        ) from error
+        raise _taken(what, f"{host}:{port}", error, remedy) from error
     listener.set_inheritable(False)
     return listener
+
+
+def _listen(what: str, listener: socket.socket, remedy: str) -> None:
+    """Let clients connect. Two may bind one port where neither listens yet, this node's own two among them; of the one
+    that is second here uvloop says nothing."""
+    try:
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        host, port = listener.getsockname()[:2]
+        raise _taken(what, f"{host}:{port}", error, remedy) from error
+
+
+def _taken(what: str, where: str, error: OSError, remedy: str) -> SettingsError:
+    return SettingsError(
+        f"{what}: cannot listen on {where}: {error.strerror}. Is another node running? It takes two ports, "
+        f"its own and for the admin API the next. Choose another port with {remedy}"
+    )
 
 
 def _bound_what_clients_hold(listener: socket.socket, stall_s: float) -> None:
@@ -138,7 +154,7 @@ async def _run(
     admin = _admin_server(node)
     reloader = Reloader(node, load, where, on_reloaded)
     _on_signals(asyncio.get_running_loop(), end=server.end, reload=reloader.request)
-    node.on_hopeless = server.end
+    node.engines.on_hopeless = server.end
     await node.start()
     administering = asyncio.create_task(admin.serve(sockets=[admin_listener]), name="admin")
     gc.collect()
@@ -149,8 +165,8 @@ async def _run(
         node.sampler.end()
         admin.should_exit = True  # only now: how the end goes on can be watched there
         await asyncio.shield(_stop(node, reloader, administering))
-    if node.hopeless is not None:
-        raise node.hopeless
+    if node.engines.hopeless is not None:
+        raise node.engines.hopeless
 
 
 def _admin_server(node: Node) -> QuietServer:

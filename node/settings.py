@@ -112,10 +112,11 @@ class ProviderSettings(Section, frozen=True, kw_only=True):
 
     `weight`: its share of the calls, beside how fast it answers. `zone: premises` says that it stands on the premises
     (another server's Ollama or vLLM, another node): then pinned work may go there, and its address must not be public.
-    `isolated`: nothing is sent there. `model_clocks` replaces `clocks` for models by the provider's own id. A first
-    token later than `slow_s` counts against it like a failure. `health_interval_s`: how often it is asked for its list
-    of models while it is down (null: never). `trace_context`: it gets a traced request's W3C `traceparent`, a random
-    number (null: only on the premises).
+    `emulated: true` says that it is an emulator on this machine, and so does whatever shows it: its answers and its
+    bill are made up. `isolated`: nothing is sent there. `model_clocks` replaces `clocks` for models by the provider's
+    own id. A first token later than `slow_s` counts against it like a failure. `health_interval_s`: how often it is
+    asked for its list of models while it is down (null: never). `trace_context`: it gets a traced request's W3C
+    `traceparent`, a random number (null: only on the premises).
 
     `assumed_ttft_s` stands in for the high percentile of its TTFT until enough answers have been measured. For
     `holysheep` and `openai`, `base_url` and `api_key_env` are known and may be left out; with another `base_url`,
@@ -126,6 +127,7 @@ class ProviderSettings(Section, frozen=True, kw_only=True):
     api_key_env: str | None = None
     weight: PositiveFloat = 1.0
     zone: Zone = Zone.CLOUD
+    emulated: bool = False
     isolated: bool = False
     clocks: Clocks = Clocks()
     model_clocks: dict[str, AnswerClocks] = {}

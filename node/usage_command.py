@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 import msgspec
 
+from node.config_option import add_config
 from node.errors import SettingsError
 from node.progress import Progress
 from node.settings import Settings
@@ -20,6 +22,7 @@ from node.store.statement import Field, read_statement
 from node.store.usage import Part, Question, Report, read_usage
 from node.store.usage_text import as_csv, as_document, as_table
 from node.store_place import beside, place_for
+from node.wall_clock import wall_us
 
 _EXAMPLES = """\
 examples:
@@ -35,6 +38,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     """Registers `usage`, and returns its parser."""
     parser = commands.add_parser(
         "usage",
+        # argparse's own would show ACTION as something that has to be there.
+        usage="spillway usage [OPTION ...]\n       spillway usage reconcile [OPTION ...] --provider NAME STATEMENT",
         help="what was used, what it cost, what was saved",
         description="Calls, tokens and money from the ledger: what was spent, and what the same work would have cost "
         "all in the cloud and at list prices.",
@@ -53,10 +58,10 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add_period(parser)
     parser.add_argument("--key", metavar="NAME", help="one caller only")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--csv", action="store_const", const=as_csv, dest="form", help="as CSV")
-    form.add_argument("--json", action="store_const", const=_as_json, dest="form", help="as JSON")
-    parser.set_defaults(form=as_table, action=None)
-    _add_reconcile(parser.add_subparsers(dest="action", metavar="ACTION"))
+    form.add_argument("--csv", action="store_const", const="csv", dest="form", help="as CSV")
+    form.add_argument("--json", action="store_const", const="json", dest="form", help="as JSON")
+    parser.set_defaults(form="table", action=None)
+    _add_reconcile(parser.add_subparsers(dest="action", metavar="ACTION", prog="spillway usage"))
     return parser
 
 
@@ -64,9 +69,9 @@ def _add_reconcile(actions: argparse._SubParsersAction[argparse.ArgumentParser])
     parser = actions.add_parser(
         "reconcile",
         help="lay a provider's statement beside the ledger",
-        description="Compare a provider's statement (CSV, a row per call) with the ledger, row by row. Exit code 1 "
-        "where anything differs. What is assumed of the columns, and how calls are found without an id: "
-        "docs/operations.md.",
+        description="Compare a provider's statement (CSV, a row per call) with the ledger, row by row. Exit code 0 "
+        "where nothing differs, 1 where anything does, 2 where they could not be compared. What is assumed of the "
+        "columns, and how calls are found without an id: docs/operations.md.",
     )
     parser.add_argument("statement", type=Path, metavar="STATEMENT", help="the CSV file")
     parser.add_argument("--provider", required=True, metavar="NAME", help="whose it is, as in the settings")
@@ -86,23 +91,30 @@ def _add_reconcile(actions: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     parser.add_argument("--write", action="store_true", help="keep what was billed, and settle orphans at it")
     parser.add_argument(
-        "--csv", action="store_const", const=differences_csv, dest="form", help="all differences as CSV"
+        "--csv",
+        action="store_const",
+        const="csv",
+        dest="form",
+        default=argparse.SUPPRESS,
+        help="all differences as CSV",
     )
-    add_period(parser)
-    # Not to undo what was given before the word `reconcile`.
-    parser.add_argument("--config", type=Path, default=argparse.SUPPRESS, metavar="FILE", help=argparse.SUPPRESS)
-    parser.set_defaults(form=differences_text)
+    # Without defaults of their own: not to undo what was given before the word `reconcile`.
+    add_period(parser, default=argparse.SUPPRESS)
+    add_config(parser, default=argparse.SUPPRESS)
+    parser.set_defaults(trouble=2)
 
 
-def add_period(parser: argparse.ArgumentParser) -> None:
+def add_period(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """The two options that say from when to when."""
-    parser.add_argument("--since", metavar="WHEN", help="a day, a UTC time, or how long ago: 2026-11-01, 24h, 7d")
-    parser.add_argument("--until", metavar="WHEN", help="the same; a day alone is included")
+    parser.add_argument(
+        "--since", default=default, metavar="WHEN", help="a day, a UTC time, or how long ago: 2026-11-01, 24h, 7d"
+    )
+    parser.add_argument("--until", default=default, metavar="WHEN", help="the same; a day alone is included")
 
 
 def period(options: argparse.Namespace) -> tuple[int | None, int | None]:
     """What `add_period` took, as UTC microseconds."""
-    now_us = time.time_ns() // 1000
+    now_us = wall_us()
     since = None if options.since is None else since_us(options.since, now_us)
     until = None if options.until is None else until_us(options.until, now_us)
     if since is not None and until is not None and since >= until:
@@ -123,12 +135,14 @@ def run(options: argparse.Namespace, settings: Settings, *, configured: bool) ->
         Progress("adding up"),
     ):
         report = read_usage(connection, question)
-    form: Callable[[Report], str] = options.form
-    print(form(report).rstrip("\n"))
+    print(_FORMS[options.form](report).rstrip("\n"))
     return 0
 
 
 def _reconcile(options: argparse.Namespace, settings: Settings, *, configured: bool) -> int:
+    for given, option in ((options.by, "--by"), (options.key, "--key"), (options.form == "json", "--json")):
+        if given:
+            raise SettingsError(f"{option}: not for `reconcile`")
     with Progress("reading the statement") as progress:
         return _compared(options, settings, progress, configured=configured)
 
@@ -156,7 +170,8 @@ def _compared(options: argparse.Namespace, settings: Settings, progress: Progres
             raise SettingsError(f"--provider {options.provider}: the ledger has no calls to it in this time")
         progress.now(f"comparing {len(items):,} rows with {len(ours):,} calls")
         found = reconcile(items, ours, since_us=since, until_us=until, slack_us=slack_us)
-        progress.print(options.form(found).rstrip("\n"))
+        form = differences_csv if options.form == "csv" else differences_text
+        progress.print(form(found).rstrip("\n"))
         if options.write:
             progress.now("writing")
             with database.writing() as connection:
@@ -177,3 +192,8 @@ def _columns(given: list[str]) -> dict[Field, str]:
 
 def _as_json(report: Report) -> str:
     return msgspec.json.format(msgspec.json.encode(as_document(report)), indent=2).decode()
+
+
+_FORMS: Final[Mapping[str, Callable[[Report], str]]] = MappingProxyType(
+    {"table": as_table, "csv": as_csv, "json": _as_json}
+)

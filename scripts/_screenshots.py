@@ -53,7 +53,7 @@ def config(port: int, cloud: str, more: str) -> str:
     return f"""listen: {{port: {port}}}
 models: [demo]
 providers:
-  holysheep: {{base_url: "{cloud}/v1", api_key_env: SHOTS_KEY, assumed_ttft_s: 0.5}}
+  holysheep: {{base_url: "{cloud}/v1", api_key_env: SHOTS_KEY, assumed_ttft_s: 0.5, emulated: true}}
 budget: {{day_usd: 0.05}}
 {more}
 """

@@ -56,9 +56,12 @@ _WHAT_TO_DO: dict[type[SpillwayError], str] = {
     errors.ModelNotFound: "Ask `/v1/models` which there are",
     errors.AuthenticationFailed: "Send a key: `Authorization: Bearer KEY`",
     errors.PermissionDenied: "Use a key that is good for the model: `spillway keys list`",
+    errors.ForeignOrigin: "Ask by address or as `localhost`; from another machine through SSH: "
+    "[operations.md](operations.md#the-admin-api)",
     errors.PrivateNotServable: "Nothing on the premises can do what it asks for: ask for less, or take the pin off",
     errors.Refused: "Come back after `Retry-After`. `x-spillway-reason` names the rule: [route.md](route.md#reasons)",
     errors.RefusedBusy: "Come back after `Retry-After`; with a larger budget it would wait longer",
+    errors.EngineAway: "Come back after `Retry-After`; [engine.md](engine.md)",
     errors.BudgetSpent: "Wait for the next hour, day or month (`Retry-After`), or raise the budget",
     errors.LedgerUnavailable: "The operator's: [operations.md](operations.md#the-ledger)",
     errors.RateLimited: "Come back after `Retry-After`",

@@ -1,8 +1,10 @@
 """What keeps the node from starting is said in one line, and names what to change."""
 
+import argparse
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -88,3 +90,23 @@ def test_reader_that_has_seen_enough_ends_a_command_without_a_word(tmp_path: Pat
         assert process.wait(60) == 1
         assert process.stderr is not None
         assert process.stderr.read() == b""
+
+
+def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """It, and all below it."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from commands(each)
+
+
+def test_help_names_every_option_that_a_command_takes_and_wants_no_action_that_it_does_not() -> None:
+    told = {each.prog: each for each in commands(cli._parser())}
+    assert {"spillway usage reconcile", "spillway ledger backup", "spillway keys create"} <= told.keys()
+    for name, parser in told.items():
+        hidden = [action.dest for action in parser._actions if action.help is argparse.SUPPRESS]
+        assert (name, hidden) == (name, [])
+        actions = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+        wants = [line for line in parser.format_usage().splitlines() if line.endswith(" ...")]
+        assert (name, bool(wants)) == (name, any(each.required for each in actions))

@@ -19,12 +19,11 @@ DATES = {
     "app.py",
     "cloud/gate.py",
     "calibrate.py",
-    "keys_command.py",
-    "usage_command.py",
+    "configured_providers.py",
     "store/ledger.py",
-    "simulate/command.py",
     "request_id.py",
     "traces/export.py",
+    "wall_clock.py",
 }
 
 

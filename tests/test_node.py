@@ -2,7 +2,8 @@
 
 import pytest
 
-from node.app import Node, _has_a_route
+from node.api.status import has_a_route
+from node.app import Node
 from node.local.supervision import Event, Supervision
 from node.routing.values import EngineState
 from node.settings import Settings
@@ -10,10 +11,10 @@ from node.settings import Settings
 
 def test_engine_that_has_not_started_is_waited_for_and_shown() -> None:
     node = Node(Settings(), environ={})
-    document = node.readiness()
+    document = node.status.readiness()
     assert document["ready"] is False
     assert document["models"]["demo"]["supervision"]["state"] == "starting"
-    assert node.stats()["supervision"]["demo"]["starts"] == 1
+    assert node.status.stats()["supervision"]["demo"]["starts"] == 1
     text = node.metrics.text().decode()
     assert 'spillway_engine_state{model="demo",state="starting"} 1.0' in text
     assert 'spillway_engine_state{model="demo",state="ready"} 0.0' in text
@@ -40,4 +41,4 @@ GONE = Supervision(state=EngineState.DOWN, since_s=0.0, given_up=True)
 def test_row_60_readiness_reflects_the_routes_there_are(
     engine: Supervision | None, with_cloud: bool, without: bool
 ) -> None:
-    assert (_has_a_route(engine, True), _has_a_route(engine, False)) == (with_cloud, without)
+    assert (has_a_route(engine, True), has_a_route(engine, False)) == (with_cloud, without)

@@ -77,7 +77,7 @@ class Viewers:
         self._own_name = own_name
 
     def check(self, scope: Scope) -> None:
-        """Return for who may. Raises `AuthenticationFailed`, and `PermissionDenied` for a foreign page."""
+        """Return for who may. Raises `AuthenticationFailed`, and `ForeignOrigin` for a foreign page."""
         headers: Headers = scope["headers"]
         given = next((value for name, value in headers if name == b"authorization"), b"")
         if given:

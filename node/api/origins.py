@@ -10,23 +10,23 @@ from __future__ import annotations
 import ipaddress
 
 from node.api.body import Headers
-from node.errors import PermissionDenied
+from node.errors import ForeignOrigin
 
 
 def check_host(headers: Headers, own_name: str, what: str) -> None:
-    """Raise `PermissionDenied` for a request that names a host which is not ours. `what` is what it wants."""
+    """Raise `ForeignOrigin` for a request that names a host which is not ours. `what` is what it wants."""
     hosts = _values(headers, b"host")
     if len(hosts) != 1 or not _is_ours(hosts[0], own_name.lower()):
-        raise PermissionDenied(f"{what[0].upper()}{what[1:]} is reached by its address or as localhost.", param="host")
+        raise ForeignOrigin(f"{what[0].upper()}{what[1:]} is reached by its address or as localhost.", param="host")
 
 
 def check_origin(headers: Headers, own_name: str, what: str) -> None:
-    """Raise `PermissionDenied` for a request that a foreign page could have made. `what` is what it wants."""
+    """Raise `ForeignOrigin` for a request that a foreign page could have made. `what` is what it wants."""
     check_host(headers, own_name, what)
     own = f"http://{_values(headers, b'host')[0]}"
     embedded = any(site not in ("same-origin", "none") for site in _values(headers, b"sec-fetch-site"))
     if embedded or any(origin != own for origin in _values(headers, b"origin")):
-        raise PermissionDenied(f"Pages of other origins do not reach {what}.", param="origin")
+        raise ForeignOrigin(f"Pages of other origins do not reach {what}.", param="origin")
 
 
 def _values(headers: Headers, wanted: bytes) -> list[str]:

@@ -34,7 +34,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "verify",
         help="check that no row was changed, taken out or put in",
         description="Walk the whole chain. Prints its head (number and hash of the last row): keep it elsewhere, and "
-        "give it to --expect the next time, so that a cut-off end is noticed too. Exit code 1 if the chain is broken.",
+        "give it to --expect the next time, so that a cut-off end is noticed too. Exit code 0 if the chain is "
+        "whole, 1 if it is broken, 2 if it could not be read.",
     )
     verify.add_argument("--expect", type=_head, metavar="SEQ:HASH", help="a head that was kept: it must still be there")
     export = actions.add_parser(
@@ -42,7 +43,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="write rows as CSV or JSON Lines",
         description="Write the rows of the chain, all or those chosen, in its order.",
     )
-    export.add_argument("--format", choices=("csv", "jsonl"), default="csv")
+    export.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="default: csv")
     add_period(export)
     export.add_argument("--key", metavar="NAME", help="rows of this key only")
     export.add_argument("--provider", metavar="NAME", help="rows about this provider only")
@@ -54,8 +55,11 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         description="Start a node of its own, with the demo model on the real engine, an emulator for its cloud, and "
         "these settings' content rules and routing. Send canaries through every pinned path: calm, cache on, queue "
         "full, budget late, hedging on, engine dead, cloud in error. As root in a network namespace, where each packet "
-        "beyond loopback is seen. Takes minutes, and the memory of a demo model. Exit code 1 if anything left.",
+        "beyond loopback is seen. Takes minutes, and the memory of a demo model. Exit code 0 if nothing "
+        "left and it would have been seen, else 1; 2 if it could not be tried.",
     )
+    for command in (verify, prove):
+        command.set_defaults(trouble=2)
     return [verify, export, prove]
 
 

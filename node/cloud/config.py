@@ -34,7 +34,7 @@ class ProviderConfig:
     `base_url` ends where ``/chat/completions`` begins. `connect_s` covers waiting for a free connection, DNS, TCP and
     TLS; `clocks` hold for every model but those in `model_clocks`, by the provider's own id. `ca_file` is a PEM bundle
     used instead of the public authorities. A provider in zone `premises` is only ever connected to at an address that
-    is not a public one.
+    is not a public one; one that is `emulated` is on this machine.
     An empty `api_key` sends no `Authorization`. `trace_context`: a traced request's `traceparent` goes with it.
     `max_tokens_field` is the name the provider's chat endpoint wants for the output cap.
 
@@ -46,6 +46,7 @@ class ProviderConfig:
     base_url: str
     api_key: str = field(repr=False)
     zone: Zone = Zone.CLOUD
+    emulated: bool = False
     weight: float = 1.0
     connect_s: float = 5.0
     clocks: AnswerClocks = AnswerClocks()
@@ -78,6 +79,8 @@ class ProviderConfig:
             raise SettingsError(f"{where}.base_url: a cloud provider beyond this machine needs https://")
         if self.zone is Zone.PREMISES and is_public_address(url.host):
             raise SettingsError(f"{where}.zone: {url.host} is a public address, which is not on the premises")
+        if self.emulated and not _is_loopback(url.host):
+            raise SettingsError(f"{where}.emulated: {url.host} is not this machine, where an emulator would be")
 
     @property
     def address(self) -> tuple[str, int]:

@@ -44,7 +44,8 @@ class Point(_Part, frozen=True, kw_only=True):
     in the cloud, the answer cache, nobody (refused, failed, or left). `predicted_ttft_s` and `measured_ttft_s` are the
     medians over the engine's answers of that second of what was predicted when they were placed and what then came;
     `ttft_p50_s` and `ttft_p95_s` those of all streamed answers, counted from arrival. `promises_kept` of `promises`
-    streamed answers began within their budget.
+    streamed answers began within their budget. `reasons` counts the requests by who answered (``local``, ``premises``,
+    ``cloud``, ``cache``, ``nobody``) and why.
     """
 
     at_s: float
@@ -60,6 +61,7 @@ class Point(_Part, frozen=True, kw_only=True):
     ttft_p95_s: float | None = None
     promises: int = 0
     promises_kept: int = 0
+    reasons: dict[str, dict[str, int]] = {}
     models: dict[str, ModelPoint] = {}
 
 
@@ -91,8 +93,8 @@ class BudgetWindow(_Part, frozen=True, kw_only=True, omit_defaults=False):
     ends_in_s: float
 
 
-class EngineChange(_Part, frozen=True, kw_only=True, omit_defaults=False):
-    """The engine came into `state` at `at_s`; `why` where it failed."""
+class Change(_Part, frozen=True, kw_only=True, omit_defaults=False):
+    """An engine or a provider came into `state` at `at_s`; `why` where it failed."""
 
     at_s: float
     state: str
@@ -119,7 +121,7 @@ class EngineNow(_Part, frozen=True, kw_only=True, omit_defaults=False):
     max_sequences: int = 0
     kv_cache_usage: float | None = None
     tpot_s: float | None = None
-    changes: tuple[EngineChange, ...] = ()
+    changes: tuple[Change, ...] = ()
 
 
 class ModelNow(_Part, frozen=True, kw_only=True, omit_defaults=False):
@@ -134,6 +136,10 @@ class ProviderNow(_Part, frozen=True, kw_only=True, omit_defaults=False):
     """One provider. The percentiles fade over minutes and are None before the first answer.
 
     `counted_on_s` is what routing counts on for its first token: a high percentile, or the settings' assumption.
+    `emulated`: the settings say that it is an emulator on this machine, whose answers and bill are made up.
+    `not_closed_for_s` is how long its breaker has not been closed, None while it is; `tried_in_s` until a call may go
+    there again as far as is known, 0 if now, None if not before somebody mends it. `changes` are the last moments at
+    which it was left alone or used again, oldest first.
     """
 
     name: str
@@ -153,6 +159,10 @@ class ProviderNow(_Part, frozen=True, kw_only=True, omit_defaults=False):
     prompt_tokens: int
     completion_tokens: int
     spent_nano_usd: int
+    emulated: bool = False
+    not_closed_for_s: float | None = None
+    tried_in_s: float | None = None
+    changes: tuple[Change, ...] = ()
 
 
 class GpuNow(_Part, frozen=True, kw_only=True, omit_defaults=False):
@@ -218,7 +228,8 @@ class Decisions(_Part, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class Hello(_Part, frozen=True, kw_only=True, omit_defaults=False):
-    """The first event. `may_change` says whether the admin API is on this very port; `decisions` are newest first."""
+    """The first event. `emulated`: no provider in the cloud is a real one. `may_change` says whether the admin API is
+    on this very port; `decisions` are newest first."""
 
     feed: int
     node: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -9,7 +10,6 @@ from statistics import median
 from typing import Any, Final
 
 from node.dashboard.decisions import DecisionLog, Ended, as_row, rounded, some_of_each
-from node.dashboard.engine_history import EngineHistory
 from node.dashboard.feed import (
     BudgetWindow,
     DecisionRow,
@@ -22,6 +22,7 @@ from node.dashboard.feed import (
     ProviderNow,
     Totals,
 )
+from node.dashboard.history import History, provider_state
 from node.dispatch.lane import Lane
 from node.dispatch.outcome import Ending
 from node.dispatch.providers import Providers
@@ -46,7 +47,7 @@ class Sources:
     totals: totals.Totals
     lanes: Mapping[str, Lane]
     engines: Mapping[str, Supervisor]
-    histories: Mapping[str, EngineHistory]
+    histories: Mapping[str, History]
     providers: Callable[[], Providers]
     gpus: Callable[[], GpuWatchState]
     readiness: Callable[[], Mapping[str, Any]]
@@ -77,6 +78,7 @@ class Reader:
         self._started_s = self._read_s = sources.clock()
         self._seen = decisions.added
         self._before = self._totals()
+        self._provider_histories: dict[str, History] = {}
 
     def read(self) -> Reading:
         """Look at everything, once."""
@@ -86,6 +88,7 @@ class Reader:
         ended = self._decisions.newest(added)
         sums, before = self._totals(), self._before
         self._read_s, self._seen, self._before = now_s, self._decisions.added, sums
+        self._note_providers(now_s)
         now = self.now(sums)
         shown = some_of_each(ended, _MOST_PER_TICK)
         return Reading(
@@ -127,15 +130,10 @@ class Reader:
         )  # fmt: skip
 
     def _totals(self) -> Totals:
-        sums, zones = self._sources.totals, self._sources.providers().states
+        sums = self._sources.totals
         by_place = dict.fromkeys(("local", "premises", "cloud", "cache"), 0)
         for backend, line in sums.by_backend.items():
-            if backend in (LOCAL, _CACHE):
-                place = "local" if backend == LOCAL else "cache"
-            else:  # a provider that a reload took away was in the cloud, as far as anybody knows
-                state = zones.get(backend)
-                place = "premises" if state is not None and state.zone is Zone.PREMISES else "cloud"
-            by_place[place] += line.requests
+            by_place[self._place(backend)] += line.requests
         return Totals(
             requests=sums.all.requests,
             **by_place,
@@ -148,6 +146,21 @@ class Reader:
             promises=sums.streamed,
             promises_kept=sums.streamed_in_budget,
         )
+
+    def _place(self, backend: str) -> str:
+        if backend in (LOCAL, _CACHE):
+            return "local" if backend == LOCAL else "cache"
+        # A provider that a reload took away was in the cloud, as far as anybody knows.
+        state = self._sources.providers().states.get(backend)
+        return "premises" if state is not None and state.zone is Zone.PREMISES else "cloud"
+
+    def _reasons(self, ended: Iterable[Ended]) -> dict[str, dict[str, int]]:
+        found: dict[str, dict[str, int]] = {}
+        counted = Counter((outcome.backend, outcome.reason) for _, outcome in ended if outcome.reason is not None)
+        for (backend, reason), count in counted.items():
+            place = found.setdefault("nobody" if backend is None else self._place(backend), {})
+            place[reason.value] = place.get(reason.value, 0) + count
+        return found
 
     def _point(self, sums: Totals, before: Totals, passed_s: float, ended: Iterable[Ended], now: Now) -> Point:
         def per_s(name: str) -> float:
@@ -171,6 +184,7 @@ class Reader:
             ttft_p95_s=rounded(ttfts[min(len(ttfts) - 1, int(0.95 * len(ttfts)))]) if ttfts else None,
             promises=sums.promises - before.promises,
             promises_kept=sums.promises_kept - before.promises_kept,
+            reasons=self._reasons(ended),
             models={
                 model.name: ModelPoint(
                     queued=model.queued,
@@ -208,12 +222,18 @@ class Reader:
             ),
         )
 
+    def _note_providers(self, now_s: float) -> None:
+        for name, state in self._sources.providers().states.items():
+            history = self._provider_histories.setdefault(name, History(self._sources.unix_s))
+            history.note(*provider_state(state.standing, now_s))
+
     def _providers(self) -> tuple[ProviderNow, ...]:
         providers, now_s = self._sources.providers(), self._sources.clock()
         lines, nothing = self._sources.totals.by_backend, totals.Line()
         shown = []
         for name, standing in providers.document(now_s).items():
             ttft, line = providers.states[name].ttft, lines.get(name, nothing)
+            history = self._provider_histories.get(name)
             shown.append(
                 ProviderNow(
                     name=name,
@@ -226,6 +246,7 @@ class Reader:
                     prompt_tokens=line.prompt_tokens,
                     completion_tokens=line.completion_tokens,
                     spent_nano_usd=line.spent_nano_usd,
+                    changes=() if history is None else history.changes(),
                 )
             )
         return tuple(shown)

@@ -27,6 +27,7 @@ SENTENCES: Final[Mapping[str, str]] = MappingProxyType(
         Reason.LOW_VRAM: "Too little GPU memory was free.",
         Reason.ENGINE_NOT_READY: "The engine was starting or down.",
         Reason.CLOUD_ONLY_FEATURE: "It wants something that the engine does not offer.",
+        Reason.CLOUD_ONLY_LENGTH: "It is longer than the engine's context.",
         Reason.CLOUD_ONLY_MODEL: "The model has no engine here.",
         Reason.LOCAL_FAILED: "The engine failed on it, and the cloud took over.",
         Reason.HEDGED: "It was late here, and a copy that was sent to the cloud was faster.",

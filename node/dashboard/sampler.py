@@ -13,6 +13,7 @@ from node import __version__
 from node.dashboard.feed import FEED_VERSION, HISTORY_S, DecisionRow, Hello, Now, Point, Tick, event
 from node.dashboard.reader import Reading
 from node.errors import TooManyViewers
+from node.routing.values import Zone
 
 _log = logging.getLogger("spillway")
 
@@ -42,11 +43,9 @@ class Sampler:
         reader: Looking,
         *,
         unix_s: Callable[[], float],
-        emulated: bool,
         interval_s: float = INTERVAL_S,
     ) -> None:
         self._reader = reader
-        self._emulated = emulated
         self._started_s = unix_s()
         self._interval_s = interval_s
         self._history: deque[Point] = deque(maxlen=round(HISTORY_S / interval_s))
@@ -116,15 +115,17 @@ class Sampler:
             yield self._latest
 
     def _hello(self, may_change: bool) -> Hello:
+        now = self._reader.now()
+        clouds = [each.emulated for each in now.providers if each.zone == Zone.CLOUD]
         return Hello(
             feed=FEED_VERSION,
             node=__version__,
             interval_s=self._interval_s,
             started_s=self._started_s,
-            emulated=self._emulated,
+            emulated=bool(clouds) and all(clouds),
             may_change=may_change,
             history=tuple(self._history),
-            now=self._reader.now(),
+            now=now,
             decisions=self._reader.newest(_FIRST_DECISIONS),
         )
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from node.backend import Call
 from node.catalogue import Model
-from node.dispatch.outcome import Ending
+from node.dispatch.outcome import Ending, Outcome
 from node.money import Budget, Usage
 from node.routing.values import Features, Reason, Residency
 
@@ -105,6 +105,29 @@ def entry_for(
         max_output_tokens=features.max_output_tokens * features.choices,
         ttft_budget_s=features.ttft_budget_s,
         reserved_nano_usd=reserved_nano_usd,
+    )
+
+
+def for_nothing(call: Call, features: Features, outcome: Outcome) -> tuple[Entry, Settlement]:
+    """What is noted of a request that the cache answered, or that read along with another one."""
+    entry = entry_for(
+        call,
+        features,
+        number=1,
+        backend=outcome.backend or "",
+        served_model=outcome.served_model or "",
+        rule=Reason.CACHE_HIT,
+    )
+    return entry, Settlement(
+        charged_nano_usd=0,
+        ending=outcome.ending,
+        error_code=outcome.error_code,
+        usage=outcome.usage,
+        list_nano_usd=outcome.reference_nano_usd,
+        cloud_nano_usd=outcome.cloud_nano_usd,
+        queue_s=outcome.queue_s,
+        ttft_s=outcome.ttft_s,
+        total_s=outcome.total_s,
     )
 
 

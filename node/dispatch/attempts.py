@@ -17,7 +17,7 @@ from node.dispatch.lane import Lane
 from node.dispatch.outcome import Ending
 from node.dispatch.providers import Providers
 from node.dispatch.standing import Visit
-from node.errors import SpillwayError, Unaffordable, UpstreamTimeout, UpstreamTruncated
+from node.errors import ContextLengthExceeded, SpillwayError, Unaffordable, UpstreamTimeout, UpstreamTruncated
 from node.money import FREE, Price, Usage
 from node.routing.permit import grant, worst_case_nano_usd
 from node.routing.policy import LOCAL
@@ -31,7 +31,13 @@ MAX_ATTEMPTS = 2
 # One in a hundred first tokens comes later than the 99th percentile; what takes twice that does not come.
 _HOPELESS = 2.0
 _NO_LIMIT = nullcontext()
-_WORST_FIRST = (Reason.LOCAL_FAILED, Reason.CLOUD_FAILED, Reason.BUDGET_SPENT, Reason.LEDGER_UNAVAILABLE)
+_WORST_FIRST = (
+    Reason.LOCAL_FAILED,
+    Reason.CLOUD_FAILED,
+    Reason.BUDGET_SPENT,
+    Reason.LEDGER_UNAVAILABLE,
+    Reason.CLOUD_ONLY_LENGTH,
+)
 
 
 @dataclass(slots=True)
@@ -169,7 +175,9 @@ class Attempts:
         tries.last_error = error
         if attempt.option is None:
             tries.failed |= {LOCAL}
-            tries.reasons.add(Reason.LOCAL_FAILED)
+            # It only counts the tokens that were estimated before: no failure.
+            too_long = isinstance(error, ContextLengthExceeded)
+            tries.reasons.add(Reason.CLOUD_ONLY_LENGTH if too_long else Reason.LOCAL_FAILED)
             return
         tries.reasons.add(Reason.CLOUD_FAILED)
         name = attempt.option.provider

@@ -215,7 +215,7 @@ class Dispatcher:
         if decision.retry_after_s is None:
             decision = replace(decision, retry_after_s=served.retry_after_s())
         journey.decision = decision
-        return refusal(decision, journey, local_can=_local_can(served, journey.features), busy=_local_busy(served))
+        return refusal(decision, journey, engine=_engine_of(served, journey.features), busy=served.lane.in_flight > 0)
 
     def finished(
         self,
@@ -254,14 +254,9 @@ def _ending_of_cut(why: SpillwayError | None) -> Ending:
     return Ending.CLIENT_CLOSED if why is None else Ending.FAILED
 
 
-def _local_can(served: ServedModel, features: Features) -> bool:
-    local = served.model.local
-    return served.lane.engine is not None and local is not None and features.needs <= local.capabilities
-
-
-def _local_busy(served: ServedModel) -> bool:
-    """Whether the engine serves, only not this one now: else a caller would take it for busy that is dead."""
-    lane = served.lane
-    return (
-        lane.in_flight > 0 and lane.engine is not None and lane.engine.load(lane.in_flight).state is EngineState.READY
-    )
+def _engine_of(served: ServedModel, features: Features) -> EngineState | None:
+    """How the engine here is, None where there is none that can do what the request asks for."""
+    local, lane = served.model.local, served.lane
+    if lane.engine is None or local is None or not features.needs <= local.capabilities:
+        return None
+    return lane.engine.load(lane.in_flight).state

@@ -11,8 +11,10 @@ from node.catalogue import CloudEquivalent, Model
 from node.dispatch.accounts import worth
 from node.dispatch.outcome import Ending, Foreseen, Outcome
 from node.errors import (
+    BudgetSpent,
     ContextLengthExceeded,
     CostBudgetTooSmall,
+    EngineAway,
     Fault,
     InvalidRequest,
     LedgerUnavailable,
@@ -23,7 +25,7 @@ from node.errors import (
     SpillwayError,
 )
 from node.money import Usage, nano_to_usd_text
-from node.routing.values import CONTENT, Decision, Features, Reason
+from node.routing.values import CONTENT, Decision, EngineState, Features, Reason
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ class Journey:
             ending=ending,
             backend=self.backend,
             served_model=self.served_model,
-            reason=decision.reason if decision else None,
+            reason=_reason(decision, error),
             attempts=self.attempts,
             queue_s=self.queue_s,
             ttft_s=None if first_s is None else first_s - features.arrived_s,
@@ -90,6 +92,13 @@ class Journey:
             was_kept=decision is not None and decision.was_kept,
             most_tokens=features.most_tokens,
         )
+
+
+def _reason(decision: Decision | None, error: SpillwayError | None) -> Reason | None:
+    """What the header says too: a budget says no after the decision, when the price is written down."""
+    if isinstance(error, BudgetSpent):
+        return Reason.BUDGET_SPENT
+    return decision.reason if decision else None
 
 
 def ending_of(error: SpillwayError) -> Ending:
@@ -131,19 +140,26 @@ _NO_CLOUD = {
     Reason.NO_PROVIDER: "no cloud provider is available",
     Reason.LEDGER_UNAVAILABLE: "what it costs in the cloud cannot be written down at the moment",
 }
+_ENGINE_IS = {
+    EngineState.STARTING: "the engine is starting",
+    EngineState.SUSPECT: "the engine makes no progress",
+    EngineState.DOWN: "the engine is down",
+    EngineState.ASLEEP: "the engine is asleep",
+}
+_ONLY_HERE = frozenset({Reason.NO_PREMISES_CAPACITY, Reason.NO_CLOUD_EQUIVALENT})
 
 
-def refusal(decision: Decision, journey: Journey, *, local_can: bool, busy: bool) -> SpillwayError:
+def refusal(decision: Decision, journey: Journey, *, engine: EngineState | None, busy: bool) -> SpillwayError:
     """The error for a decision to refuse.
 
-    `local_can`: the engine here could serve it, given time. `busy`: its capacity is taken (429), else there is
-    none (503).
+    `engine`: how the engine here is that could serve it, given time; None: there is none. `busy`: it has work: a ready
+    one's capacity is taken (429), else there is none (503).
     """
     rule, features = decision.reason, journey.features
     if rule is Reason.PRIVATE_NOT_SERVABLE:
         return PrivateNotServable(
             f"The request is pinned to the premises{_pinned_by(features)}, and nothing on the premises can serve "
-            f"`{features.model}` with what it asks for{_listed(features)}.",
+            f"`{features.model}`{f' with what it asks for{_listed(features)}' if features.needs else ''}.",
             param="model",
             rule=rule,
         )
@@ -161,23 +177,32 @@ def refusal(decision: Decision, journey: Journey, *, local_can: bool, busy: bool
             else f"There is no local engine for `{features.model}`, and {_no_equivalent(journey)}.",
             rule=rule,
         )
-    if rule is Reason.COST_BUDGET and not local_can:
+    if rule is Reason.COST_BUDGET and engine is None:
         return CostBudgetTooSmall(
             f"Only the cloud can serve the request, and it could cost more there than {_budget(features)}. Raise the "
             "budget, or ask for fewer tokens.",
             param="spillway.cost_budget_usd",
             rule=rule,
         )
-    here = "the engine has no capacity for it" if local_can else "only the cloud can serve it"
+    here = "only the cloud can serve it"
+    if engine is not None:
+        here = _ENGINE_IS.get(engine, "the engine has no capacity for it")
     if rule is Reason.NO_PREMISES_CAPACITY:
-        why = f"it is pinned to the premises{_pinned_by(features)}, and the engine has no capacity for it"
+        there = here if engine is not None else "nothing there can take it at the moment"
+        why = f"it is pinned to the premises{_pinned_by(features)}, and {there}"
     elif rule is Reason.COST_BUDGET:
         why = f"{here}, and the cloud could cost more than {_budget(features)}"
     elif rule is Reason.NO_CLOUD_EQUIVALENT:
         why = f"{here}, and {_no_equivalent(journey)}"
     else:
         why = f"{here}, and {_NO_CLOUD.get(rule, 'it may not leave')}"
-    error = RefusedBusy if busy and local_can else LedgerUnavailable if rule is Reason.LEDGER_UNAVAILABLE else Refused
+    error = Refused
+    if busy and engine is EngineState.READY:
+        error = RefusedBusy
+    elif rule is Reason.LEDGER_UNAVAILABLE:
+        error = LedgerUnavailable
+    elif engine in _ENGINE_IS and rule in _ONLY_HERE:
+        error = EngineAway
     return error(f"The request was refused: {why}.", rule=rule.value, retry_after_s=decision.retry_after_s)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,8 @@ from node.routing.balancer import Candidate, choose
 from node.routing.permit import EgressPermit, worst_case_nano_usd
 from node.routing.ttft import HIGH_SHARE, ProviderTtft
 from node.routing.values import CloudOption, Features, Zone
+
+_log = logging.getLogger("spillway")
 
 
 class Provider(Protocol):
@@ -40,6 +43,7 @@ class ProviderState:
     ttft: ProviderTtft
     standing: Standing
     zone: Zone = Zone.CLOUD
+    emulated: bool = False
 
 
 class Providers:
@@ -147,10 +151,12 @@ class Providers:
     def isolate(self, name: str, now_s: float) -> None:
         """The operator wants nothing to be sent to `name`."""
         self.states[name].standing.isolate(OPERATOR, now_s)
+        _log.warning("%s is left alone: the operator wants it so", name)
 
     def restore(self, name: str, now_s: float) -> None:
         """The operator wants `name` to be used again, whatever isolated it."""
         self.states[name].standing.restore(now_s)
+        _log.warning("%s is used again: the operator wants it so", name)
 
     def available(self, now_s: float) -> dict[str, bool]:
         """Which of them calls may be sent to now."""
@@ -158,19 +164,7 @@ class Providers:
 
     def document(self, now_s: float) -> dict[str, Any]:
         """Each provider's standing, for the statistics: whether it is used, for how long not, and for what error."""
-        return {
-            name: {
-                "available": state.standing.is_available(now_s),
-                "paused_s": round(max(0.0, state.standing.paused_until_s - now_s), 3),
-                "isolated_by": state.standing.isolated_by,
-                "breaker": state.standing.breaker.state(now_s).value,
-                "opened_by": state.standing.breaker.opened_by,
-                "in_flight": state.standing.in_flight,
-                "zone": state.zone.value,
-                "weight": state.weight,
-            }
-            for name, state in self.states.items()
-        }
+        return {name: _document(state, now_s) for name, state in self.states.items()}
 
     def _choose(self, model: Model, options: list[CloudOption], now_s: float) -> str | None:
         available = {option.provider for option in options if option.available}
@@ -191,3 +185,23 @@ class Providers:
             if name is not None:
                 self._next[model.name] = name
         return name
+
+
+def _document(state: ProviderState, now_s: float) -> dict[str, Any]:
+    standing, breaker = state.standing, state.standing.breaker
+    tried_in_s = standing.away_for_s(now_s)
+    return {
+        "available": standing.is_available(now_s),
+        "paused_s": round(max(0.0, standing.paused_until_s - now_s), 3),
+        "isolated_by": standing.isolated_by,
+        "breaker": breaker.state(now_s).value,
+        "opened_by": breaker.opened_by,
+        "not_closed_for_s": None
+        if breaker.not_closed_since_s is None
+        else round(now_s - breaker.not_closed_since_s, 1),
+        "tried_in_s": None if tried_in_s is None else round(tried_in_s, 1),
+        "in_flight": standing.in_flight,
+        "zone": state.zone.value,
+        "emulated": state.emulated,
+        "weight": state.weight,
+    }

@@ -45,7 +45,7 @@ class LocalBackend:
         with (
             self._guard(call),
             _our_errors(call.kind),
-            self._engine.entering(call.request_id, _sequences(call)) as tally,
+            self._engine.work.entering(call.request_id, _sequences(call)) as tally,
         ):
             serving = self._engine.serving()
             fast = serving.takes_plain(call) and plain.fits_fast_path(call)

@@ -1,6 +1,6 @@
 """What vLLM's own metrics would say, as far as it costs nothing: from the step reports, and from what calls have had.
 
-vLLM's logger is not used (`node.local.engine._stat_logger`): it wants a histogram update per token, and
+vLLM's logger is not used (`node.local.building._stat_logger`): it wants a histogram update per token, and
 bookkeeping that is a seventh of this process's CPU. This is a few additions per step and per call. No vLLM here.
 """
 

@@ -37,6 +37,6 @@ class DirectDrive:
         )
         self._numbers += 1
         name = f"calibrate-{self._numbers}"
-        with self._engine.entering(name, 1) as tally:
+        with self._engine.work.entering(name, 1) as tally:
             async for _ in outputs(self._engine.serving().llm, tokens_input(prompt), params, name, tally):
                 pass

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from node.catalogue import LocalModel
 from node.errors import EngineUnavailable, SettingsError
 from node.local import arguments
+from node.local.building import build_engine, build_serving, give_back
 from node.local.counts import EngineCounts
 from node.local.importing import importing_vllm
-from node.local.outputs import CountedEngine, Tally
-from node.local.prefill import PrefillQueue
-from node.local.processes import EngineProcess, descendants, spawning_apart, step_back, step_up, sweep
-from node.local.segments import Segment, segments_of, sweep_segments
+from node.local.processes import EngineProcess, descendants, step_back, step_up, sweep
+from node.local.scratch import Scratch
+from node.local.segments import Segment, forget, segments_of, sweep_segments
 from node.local.serving import Serving
 from node.local.starting import saying_so
-from node.local.stats import Step, StepStats, TimedStep
+from node.local.stats import TimedStep
 from node.local.warm_up import canary, warm_up
+from node.local.work import Work
 from node.routing.values import Capability, EngineLoad, EngineState
 
 _log = logging.getLogger(__name__)
@@ -67,25 +67,16 @@ class LocalEngine:
         self.model = model
         self._clock = clock
         self._on_state = on_state
-        self.on_step = on_step
-        self._on_entered = on_entered
-        self._on_timed = on_timed
+        self.work = Work(clock, on_step=on_step, on_entered=on_entered, on_timed=on_timed)
         self._progress = on_progress
         self._reaching_out = reaching_out
         self._state = EngineState.STARTING
         self._stopping = False
         self._serving: Serving | None = None
         self._llm: Any = None
-        self._stats = StepStats()
-        self._counts = EngineCounts()
-        self._prefill = PrefillQueue({})
-        self._stepping_tokens = 0
-        self._stepping_since_s = 0.0
         self._processes: frozenset[EngineProcess] = frozenset()
         self._segments: frozenset[Segment] = frozenset()
-        self._entering = 0
-        self._finished = 0
-        self._steps = 0
+        self._scratch: Scratch | None = None
         self._on_cpu = False
         self._before: frozenset[EngineProcess] = frozenset()
         # The kernel ends the engine's processes with the thread that started them: this one lives as long as they do.
@@ -124,12 +115,12 @@ class LocalEngine:
     def in_flight(self) -> int:
         """Sequences being handed over, and those the engine has not finished: its own count, not the lane's."""
         llm = self._llm if self._state is EngineState.READY else None
-        return self._entering + (llm.get_num_unfinished_requests() if llm else 0)
+        return self.work.handed_over + (llm.get_num_unfinished_requests() if llm else 0)
 
     @property
     def steps(self) -> int:
         """How many steps with work in them it has made."""
-        return self._steps
+        return self.work.steps
 
     @property
     def has_work(self) -> bool:
@@ -140,11 +131,11 @@ class LocalEngine:
     @property
     def counts(self) -> EngineCounts | None:
         """What vLLM's own metrics would say; None unless it is ready."""
-        return self._counts if self._state is EngineState.READY else None
+        return self.work.counts if self._state is EngineState.READY else None
 
     def load(self, in_flight: int) -> EngineLoad:
         """The engine at this moment, with `in_flight` as given. Cheap: asked for every decision."""
-        stats, serving = self._stats, self._serving
+        work, serving = self.work, self._serving
         if serving is None:
             return EngineLoad(
                 state=self._state,
@@ -153,7 +144,7 @@ class LocalEngine:
                 max_sequences=1,
                 in_flight=in_flight,
             )
-        rates = stats.rates
+        stats, rates = work.stats, work.stats.rates
         return EngineLoad(
             state=self._state,
             capabilities=self.model.capabilities,
@@ -163,12 +154,12 @@ class LocalEngine:
             running=stats.running,
             waiting=stats.waiting,
             kv_cache_usage=stats.kv_cache_usage,
-            queued_prefill_tokens=self._prefill.tokens,
+            queued_prefill_tokens=work.prefill.tokens,
             step=rates.step,
             max_batched_tokens=serving.max_batched_tokens,
             kv_tokens=serving.kv_tokens,
-            stepping_tokens=self._stepping_tokens,
-            stepping_s=self._clock() - self._stepping_since_s,
+            stepping_tokens=work.stepping_tokens,
+            stepping_s=work.stepping_s(),
             steps_ahead=serving.steps_ahead,
             sequences_per_s=rates.sequences_per_s,
             tpot_s=rates.tpot_s,
@@ -176,59 +167,6 @@ class LocalEngine:
             queue_doubt=rates.queue_doubt,
             first_token_s=rates.first_token_s,
         )
-
-    @property
-    def cloud_share(self) -> float:
-        """The share of the cloud's first tokens that the last safe moment has to leave time for."""
-        return self._stats.cloud_share
-
-    def began(self, *, predicted_s: float, took_s: float, queued: bool) -> None:
-        """Learn from a first token: when it was predicted, and when it came. `queued`: predicted while it waited."""
-        self._stats.began(predicted_s=predicted_s, took_s=took_s, queued=queued)
-
-    def promised(self, *, kept: bool, here: bool) -> None:
-        """Learn whether a request that could have left was in time, and whether it was to be served here."""
-        self._stats.promised(kept=kept, here=here)
-
-    def leaves(self) -> None:
-        """A request leaves for the cloud."""
-        self._stats.leaves()
-
-    def answered(self, output_tokens: int) -> None:
-        """Learn from the length of a finished answer."""
-        self._stats.answered(output_tokens)
-
-    @contextmanager
-    def entering(self, call_id: str, sequences: int) -> Iterator[Tally]:
-        """Count a call's `sequences` as in flight from now until the engine's own count has them, or the block ends."""
-        left = sequences
-        self._entering += sequences
-
-        def taken_over(count: int) -> None:
-            nonlocal left
-            taken = min(left, count)
-            left -= taken
-            self._entering -= taken
-
-        def on_queued(count: int, request_id: str) -> None:
-            taken_over(count)
-            self._prefill.handed_over(request_id, count)
-            if self._stats.running == 0:
-                self._step_begins()
-            if left == 0:
-                self._on_entered(call_id)
-
-        try:
-            tally = Tally(on_queued, self._count_finished)
-            with self._counts.counting(tally):
-                yield tally
-        finally:
-            taken_over(left)
-            self._prefill.settle()
-
-    def _count_finished(self, reason: str) -> None:
-        self._finished += 1
-        self._counts.ended(reason)
 
     async def start(self) -> None:
         """Load the model and answer a first request with it; ready when this returns.
@@ -269,33 +207,23 @@ class LocalEngine:
         await self._finish_start(args)
 
     def _construct(self) -> tuple[Any, Any]:
-        """Runs in a thread: importing vLLM and building the engine take tens of seconds.
-
-        vLLM's sockets and queues bind to an event loop at first use, which is on ours, after this has returned.
-        """
+        """Runs in a thread."""
         cuda = arguments.cuda_available()
         self._on_cpu = not cuda
-        os.environ.update(arguments.environment(self.model, os.environ))
-        arguments.check_torchvision()
-        args = arguments.parse(self.model_name, arguments.command_line(self.model_name, self.model, cuda=cuda))
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.engine.async_llm import AsyncLLM
 
-        self._progress(f"{self.model_name}: starting vLLM on {'CUDA' if cuda else 'CPU'}")
-        self._doing = "building the engine (reading the weights, making room for the KV cache)"
-        with arguments.refusals_named(self.model_name, self.model):
-            engine_args = AsyncEngineArgs.from_cli_args(args)
-            config = engine_args.create_engine_config(UsageContext.ENGINE_CONTEXT)
-        factory = _stat_logger(self._record)
-        with arguments.failures_named(self.model_name, self.model), spawning_apart():
-            llm = AsyncLLM.from_vllm_config(
-                config, stat_loggers=[factory], disable_log_stats=engine_args.disable_log_stats
-            )
-        # The scheduler goes on reporting every step. What ends here is vLLM's bookkeeping per token in this process,
-        # a seventh of its CPU, for histograms that nobody reads.
-        llm.log_stats = llm.output_processor.log_stats = False
-        return llm, args
+        def on_imported() -> None:
+            self._progress(f"{self.model_name}: starting vLLM on {'CUDA' if cuda else 'CPU'}")
+            self._doing = "building the engine (reading the weights, making room for the KV cache)"
+
+        self._scratch = Scratch()
+        return build_engine(
+            self.model_name,
+            self.model,
+            cuda=cuda,
+            scratch=self._scratch,
+            report=self.work.report,
+            on_imported=on_imported,
+        )
 
     async def _finish_start(self, args: Any) -> None:
         tasks = await self._llm.get_supported_tasks()
@@ -304,60 +232,18 @@ class LocalEngine:
         # Half a second of imports and templates, again some 0.2 s for each later engine: too much for the event loop.
         loop = asyncio.get_running_loop()
         with arguments.refusals_named(self.model_name, self.model):
-            serving = await loop.run_in_executor(self._builder, _serving, self._llm, args, tasks)
-        self._stats = StepStats(self._on_timed)
-        self._prefill = PrefillQueue(self._llm.output_processor.request_states)
+            serving = await loop.run_in_executor(self._builder, build_serving, self._llm, args, tasks)
+        self.work.begin(self._llm.output_processor.request_states)
         grammar = bool(self.model.capabilities & _GRAMMAR_CAPABILITIES)
         self._doing = "generating for the first time (compiling what compiles on first use)"
         async with asyncio.timeout(_WARM_UP_WITHIN_S):
-            await warm_up(serving, grammar=grammar, compiled=self._stats.forget)
+            await warm_up(serving, grammar=grammar, compiled=self.work.stats.forget)
         if self._stopping:
             raise EngineUnavailable(f"{self.model_name}: stopped while starting")
         # vLLM ends this task when it finds the engine dead, and never before.
         self._llm.output_handler.add_done_callback(lambda task: self.died())
-        self._serving = serving
+        self._serving, self.work.batch_tokens = serving, serving.max_batched_tokens
         self._set_state(EngineState.READY)
-
-    def _record(self, scheduler: Any) -> None:
-        if scheduler is None:
-            return
-        details = scheduler.iteration_details
-        finished, self._finished = self._finished, 0
-        self._steps += details is not None
-        prefill_tokens = details.num_ctx_tokens if details else 0
-        prefixes = scheduler.prefix_cache_stats
-        self._counts.stepped(
-            running=scheduler.num_running_reqs,
-            waiting=scheduler.num_waiting_reqs,
-            deferred=scheduler.num_skipped_waiting_reqs,
-            kv_cache_usage=scheduler.kv_cache_usage,
-            queries=prefixes.queries,
-            hits=prefixes.hits,
-        )
-        self._stats.add(
-            Step(
-                at_s=self._clock(),
-                running=scheduler.num_running_reqs,
-                waiting=scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs,
-                kv_cache_usage=scheduler.kv_cache_usage,
-                computed=details is not None,
-                decoding=details.num_generation_requests if details else 0,
-                prefill_tokens=prefill_tokens,
-                prefill_pairs=self._prefill.pairs(prefill_tokens),
-                elapsed_s=details.elapsed_ms / 1000 if details else None,
-                finished=finished,
-            )
-        )
-        self._prefill.stepped(prefill_tokens)
-        self._step_begins()
-        self.on_step()
-
-    def _step_begins(self) -> None:
-        """As far as can be told from here: a step is under way from now on, with all of the prompts it can hold."""
-        serving = self._serving
-        room = 0 if serving is None else serving.max_batched_tokens - self._stats.running
-        self._stepping_tokens = max(0, min(self._prefill.tokens, room))
-        self._stepping_since_s = self._clock()
 
     def _set_state(self, state: EngineState) -> None:
         if state is not self._state:
@@ -434,62 +320,11 @@ class LocalEngine:
             await asyncio.to_thread(llm.shutdown, grace_s)
         await asyncio.to_thread(sweep, self._processes, 1.0)
         if left := await asyncio.to_thread(sweep_segments, self._segments):
+            forget(left)
             _log.info("%s: removed shared memory that its processes left: %s", self.model_name, ", ".join(left))
         if llm is not None:
-            await asyncio.to_thread(_give_back, llm.engine_core.resources)
-        self._processes, self._segments = frozenset(), frozenset()
+            await asyncio.to_thread(give_back, llm.engine_core.resources)
+        if self._scratch is not None:
+            await asyncio.to_thread(self._scratch.remove)
+        self._processes, self._segments, self._scratch = frozenset(), frozenset(), None
         self._builder.shutdown(wait=False)
-
-
-def _serving(llm: Any, args: Any, tasks: Any) -> Serving:
-    """Runs in a thread. What vLLM builds here binds to no event loop before it is first used."""
-    from starlette.datastructures import State
-    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-
-    state = State()
-    asyncio.run(init_app_state(CountedEngine(llm), state, args, tasks))
-    return Serving(llm, state)
-
-
-def _give_back(resources: Any) -> None:
-    """Close what vLLM leaves to the garbage collector, which comes late or never, of an engine that has been ended.
-
-    That is a ZeroMQ context, with threads and a dozen descriptors, and two pipes per process. The context's sockets
-    have been closed by vLLM's shutdown: with one still open, this would not return.
-    """
-    resources.ctx.term()
-    for process in resources.engine_manager.processes:
-        # Not its own `close`, which wants to have seen the end itself: `sweep` may have taken the exit status.
-        process._popen.close()
-
-
-def _stat_logger(record: Callable[[Any], None]) -> type:
-    """A vLLM stat logger class that hands each step to `record`.
-
-    It claims to be the Prometheus logger because vLLM adds its own, which costs a histogram update per token, whenever
-    nothing of that class is given.
-    """
-    from vllm.v1.metrics.loggers import PrometheusStatLogger
-
-    class Feed(PrometheusStatLogger):  # type: ignore[misc]
-        def __init__(self, vllm_config: Any, engine_indexes: list[int] | None = None) -> None:
-            self.engine_indexes = engine_indexes or [0]
-
-        def record(
-            self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
-        ) -> None:
-            record(scheduler_stats)
-
-        def log_engine_initialized(self) -> None:
-            return
-
-        def log(self) -> None:
-            return
-
-        def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
-            return
-
-        def record_admission_rejection(self, reason: str) -> None:
-            return
-
-    return Feed

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from node.local.processes import EngineProcess, start_ticks, sweep
+from node.local.scratch import check_ours
 from node.local.segments import Segment, segments_of, sweep_segments
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -57,7 +57,7 @@ class EngineNote:
             self._path.unlink(missing_ok=True)
             return
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_ours(self._folder)
+        check_ours(self._folder)
         ticks = start_ticks(os.getpid())
         assert ticks is not None
         node = EngineProcess(os.getpid(), ticks)
@@ -92,7 +92,7 @@ def _notes_of_the_dead(folder: Path) -> Iterator[tuple[Path, _Note | None]]:
     """The notes whose node is no more; None for one of another version, or not ours: nothing may be ended by it."""
     if not folder.is_dir():
         return
-    _check_ours(folder)
+    check_ours(folder)  # whoever can write here can have processes of ours ended
     for path in sorted(folder.glob("*.json")):
         try:
             note = msgspec.json.decode(path.read_bytes(), type=_Note)
@@ -107,10 +107,3 @@ def _notes_of_the_dead(folder: Path) -> Iterator[tuple[Path, _Note | None]]:
 
 def _boot_id() -> str:
     return _BOOT_ID.read_text().strip()
-
-
-def _check_ours(folder: Path) -> None:
-    """Whoever can write here can have processes of ours ended."""
-    status = folder.stat(follow_symlinks=False)
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise PermissionError(f"{folder}: not a folder that only this user can write to")

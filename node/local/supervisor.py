@@ -92,7 +92,7 @@ class Supervisor:
 
     def leaves(self) -> None:
         """A request of the model goes to the cloud."""
-        self._engine.leaves()
+        self._engine.work.stats.leaves()
 
     def backend(self) -> Backend:
         """The seam through which calls are served."""

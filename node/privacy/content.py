@@ -14,6 +14,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import regex
@@ -133,10 +134,22 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _joined(body: dict[str, Any]) -> Iterator[str]:
-    """The text of each message that comes in parts as one: the model reads on from part to part."""
+    """The text of each message that comes in parts as one: the model reads on from part to part.
+
+    Without anything between them, and with a blank, for what is split where it has one. Then what is split over two,
+    without the others: what touches it there would hide it. Together that is four times the text at most.
+    """
     for message in body.get("messages") or ():
-        if isinstance(parts := message.get("content"), list) and len(parts) > 1:
-            yield "".join(part.get("text") or part.get("refusal") or "" for part in parts)
+        if not isinstance(parts := message.get("content"), list):
+            continue
+        texts = [text for part in parts if (text := part.get("text") or part.get("refusal"))]
+        if len(texts) < 2:
+            continue
+        yield "".join(texts)
+        yield " ".join(texts)
+        for one, other in pairwise(texts):
+            if min(len(one), len(other)) < _OVERLAP_CHARS:  # else it has neither beginning nor end in common with them
+                yield one[-_OVERLAP_CHARS:] + other[:_OVERLAP_CHARS]
 
 
 async def _unescaped(text: str, turns: _Turns) -> str:

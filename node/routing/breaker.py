@@ -134,6 +134,8 @@ class Breaker:
         self._probe_failed = False
         self.opened_by: Verdict | None = None
         """The kind of fault it last opened for; None while it is closed."""
+        self.not_closed_since_s: float | None = None
+        """Since when it has not been closed; None while it is."""
 
     def state(self, now_s: float) -> BreakerState:
         """The state at `now_s`."""
@@ -251,6 +253,8 @@ class Breaker:
         state = TABLE.get((self._state, event))
         if state is None:
             return
+        if self.not_closed_since_s is None:
+            self.not_closed_since_s = now_s
         self._state = state
         self._generation += 1
         self._trial = None
@@ -260,7 +264,7 @@ class Breaker:
         self._clear_runs()
         if state is BreakerState.CLOSED:
             self._closed_at_s = now_s
-            self.opened_by = None
+            self.opened_by = self.not_closed_since_s = None
 
     def _clear_runs(self) -> None:
         for run in self._runs.values():

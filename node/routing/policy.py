@@ -89,8 +89,8 @@ class OverflowPolicy(Policy):
 
      1. Pinned to the premises: local, waiting in the node's queue if it must; where no engine can do it, refused.
      2. A cached answer the caller may see: cache.
-     3. Something only one side can do, as long an output as the client set among it: that side. Neither can: refused.
-        A conversation in the middle of a tool call: the side that began it, while that keeps the promise.
+     3. Something only one side can do, as long a prompt, or output that the client set, among it: that side. Neither
+        can: refused. A conversation in the middle of a tool call: the side that began it, while that keeps the promise.
      4. Engine ready, below the hard limits, room in it, nobody ahead, and the predicted TTFT (and total time, if
         budgeted) inside the budget: local. An engine too cold to predict is trusted while it has room.
      5. Otherwise wait in the node's own queue. The last safe moment to leave is deadline - the provider's
@@ -129,7 +129,7 @@ class OverflowPolicy(Policy):
             return Decision(target=Target.CLOUD, reason=reason, cloud=cloud.option)
         if cloud.option is not None:
             if features.prompt_tokens_estimate >= engine.context_tokens or not _fits(features, engine.context_tokens):
-                return Decision(target=Target.CLOUD, reason=Reason.CLOUD_ONLY_FEATURE, cloud=cloud.option)
+                return Decision(target=Target.CLOUD, reason=Reason.CLOUD_ONLY_LENGTH, cloud=cloud.option)
             if features.stay_with == cloud.option.provider and not features.prefer_local:
                 return Decision(target=Target.CLOUD, reason=Reason.SAME_CONVERSATION, cloud=cloud.option)
 

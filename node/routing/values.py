@@ -91,6 +91,7 @@ class Reason(StrEnum):
     LOW_VRAM = "low_vram"
     ENGINE_NOT_READY = "engine_not_ready"
     CLOUD_ONLY_FEATURE = "cloud_only_feature"
+    CLOUD_ONLY_LENGTH = "cloud_only_length"
     CLOUD_ONLY_MODEL = "cloud_only_model"
     LOCAL_FAILED = "local_failed"
     HEDGED = "hedged"

@@ -31,7 +31,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Protocol, runtime_checkable
 
 from node.errors import SettingsError
-from node.money import Usage, usd_to_nano
+from node.money import usd_to_nano
 from node.routing.forecast import predict_ttft_s
 from node.routing.policy import OverflowPolicy, Policy
 from node.routing.targets import TargetsPolicy
@@ -340,7 +340,7 @@ class CostAndLatency(Policy):
             return _here(features)
         most = self.cost_nano_usd if features.cost_budget_nano_usd is None else features.cost_budget_nano_usd
         output = round(min(features.max_output_tokens, features.output_tokens_estimate))
-        if option.price.cost_nano_usd(Usage(features.prompt_tokens_estimate, output)) > most:
+        if option.price.cost_of_nano_usd(features.prompt_tokens_estimate, output) > most:
             return _here(features)
         return _away(option, Reason.PREDICTED_LATE)
 

@@ -6,13 +6,8 @@ A bad value is a `SettingsError`, told in one line; files appear whole or not at
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +15,6 @@ from node.errors import SettingsError
 from node.progress import Progress
 
 if TYPE_CHECKING:
-    from node.money import Price
-    from node.simulate.comparing import Question
-    from node.simulate.formats.convert import Window
-    from node.simulate.formats.ledger import LedgerTrace
-    from node.simulate.providers import Provider
-    from node.simulate.values import TraceRequest
     from node.store.database import Place
 
 COMMANDS = ("simulate", "trace")
@@ -33,10 +22,6 @@ DEFAULT_POLICIES = ("overflow", "predicted:0.5", "depth:8", "spillover:8", "vllm
 _KINDS = ("azure_code", "batch_tenants", "poisson", "long_prompts", "reasoning")
 _DEFAULT_PROFILE = "gpu-medium"
 _DEFAULT_PRICES = "holysheep/gemini-2.5-flash"
-_MOST_REQUESTS = 2_000_000
-_DEFAULT_BUDGET_S = 1.0
-_PROVIDER_KEYS = ("weight", "zone", "prices", "ttft-ms", "sigma")
-_SEEDS_APART = 1_000_003  # so that no two providers draw the same times
 
 _SIMULATE = """\
 Replay a trace of requests through the node's own routing, beside other policies, without an engine and without a
@@ -192,6 +177,7 @@ def _simulate(options: argparse.Namespace, ledger: Place | None) -> int:
     from node.simulate import comparing, explained, explaining, page
     from node.simulate.baselines import make_policy
     from node.simulate.profiles import write_whole
+    from node.simulate.question import question_of
 
     for path in (options.json, options.html):
         _check_writable(path)
@@ -203,7 +189,7 @@ def _simulate(options: argparse.Namespace, ledger: Place | None) -> int:
     if options.explain is not None:
         explaining.check(options.explain)
     with Progress(f"reading {options.trace or 'the ledger'}", unit="requests") as progress:
-        question = _question(options, ledger, progress)
+        question = question_of(options, ledger, progress)
         found = comparing.compare(question, policies, bound=options.bound, progress=progress)
         why = None
         if options.explain is not None:
@@ -221,160 +207,14 @@ def _simulate(options: argparse.Namespace, ledger: Place | None) -> int:
     return 0
 
 
-def _question(options: argparse.Namespace, ledger: Place | None, progress: Progress) -> Question:
-    from node.routing.values import Zone
-    from node.simulate.comparing import Question, pick_pinned
-    from node.simulate.offered import speed_for
-    from node.simulate.profiles import find_profile
-    from node.simulate.providers import Provider
-    from node.simulate.replay import Promise
-    from node.simulate.trace import capped, sped_up
-
-    profile = find_profile(options.profile)
-    seed = _whole("--seed", options.seed)
-    history = None if ledger is None else _history(options, ledger)
-    budget_s = _DEFAULT_BUDGET_S
-    if options.ttft_budget_ms is not None:
-        budget_s = _number("--ttft-budget-ms", options.ttft_budget_ms, above=0) / 1000
-    elif history is not None and history.ttft_budget_s is not None:
-        budget_s = history.ttft_budget_s
-    provider = Provider(
-        price=_price(options.prices),
-        ttft_median_s=_number("--provider-ttft-ms", options.provider_ttft_ms, above=0) / 1000,
-        ttft_sigma=_number("--provider-sigma", options.provider_sigma, least=0, most=5),
-        seed=seed,
-    )
-    provider, *others = _providers(options.provider or (), provider)
-    if options.bound and (others or provider.zone is Zone.PREMISES):
-        raise SettingsError("--bound: is reckoned for one provider, in the cloud")
-    pinned_share = None
-    if options.pinned_share is not None:
-        pinned_share = _number("--pinned-share", options.pinned_share, least=0, most=1)
-    speed = 1.0 if options.speed is None else _number("--speed", options.speed, above=0)
-    load = None if options.load is None else _number("--load", options.load, above=0)
-    name = "the ledger" if options.trace is None else options.trace
-    fitting = capped(_requests(options, seed) if history is None else history.requests, profile.context_tokens)
-    trace = list(itertools.islice(progress.counting(fitting), _MOST_REQUESTS + 1))
-    if len(trace) > _MOST_REQUESTS:
-        part = "--from-s and --seconds" if history is None else "--since and --until"
-        raise SettingsError(f"{name}: more than {_MOST_REQUESTS:,} requests; take a part of it with {part}")
-    if not trace:
-        raise SettingsError(f"{name}: no requests in this part of it")
-    pinned = pick_pinned(len(trace), pinned_share or 0.0, seed)
-    if history is not None and pinned_share is None:
-        pinned = history.pinned
-    if load is not None:
-        progress.now(f"looking for the speed that offers a load of {load:g}")
-        try:
-            speed = speed_for(trace, profile, load)
-        except ValueError as error:
-            raise SettingsError(f"--load {options.load}: {error}") from error
-    return Question(
-        title="ledger" if options.trace is None else Path(options.trace).name,
-        trace=list(sped_up(trace, speed)),
-        speed=speed,
-        capped=fitting.count,
-        profile=profile,
-        provider=provider,
-        promise=Promise(ttft_budget_s=budget_s, pinned=pinned),
-        seed=seed,
-        others=tuple(others),
-    )
-
-
-def _providers(specs: Sequence[str], like: Provider) -> list[Provider]:
-    """Those described, `like` in what is left out; `like` itself where none is."""
-    if not specs:
-        return [like]
-    found = [_provider(text, replace(like, seed=like.seed + _SEEDS_APART * at)) for at, text in enumerate(specs)]
-    names = [each.name for each in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise SettingsError(f"--provider {twice}: described twice")
-    return found
-
-
-def _provider(text: str, like: Provider) -> Provider:
-    from node.money import FREE
-    from node.routing.values import Zone
-
-    name, *words = text.split() or [""]
-    given = dict(word.partition("=")[::2] for word in words)
-    if unknown := next((key for key in given if key not in _PROVIDER_KEYS), None):
-        raise SettingsError(f"--provider {name}: {unknown}: the keys are {', '.join(_PROVIDER_KEYS)}, each KEY=VALUE")
-    if not name or "=" in name:
-        raise SettingsError(f"--provider {text!r}: begins with a name, such as 'gpu-2 zone=premises'")
-    if given.get("zone", Zone.CLOUD) not in list(Zone):
-        raise SettingsError(f"--provider {name}: zone: expected {' or '.join(Zone)}, got {given['zone']!r}")
-    provider = replace(like, name=name, zone=Zone(given.get("zone", Zone.CLOUD)))
-    if provider.zone is Zone.PREMISES:
-        provider = replace(provider, price=FREE)
-    if "prices" in given:
-        provider = replace(provider, price=_price(given["prices"], f"--provider {name}: prices"))
-    if "weight" in given:
-        provider = replace(provider, weight=_number(f"--provider {name}: weight", given["weight"], above=0))
-    if "ttft-ms" in given:
-        median_s = _number(f"--provider {name}: ttft-ms", given["ttft-ms"], above=0) / 1000
-        provider = replace(provider, ttft_median_s=median_s)
-    if "sigma" in given:
-        sigma = _number(f"--provider {name}: sigma", given["sigma"], least=0, most=5)
-        provider = replace(provider, ttft_sigma=sigma)
-    return provider
-
-
-def _history(options: argparse.Namespace, ledger: Place) -> LedgerTrace:
-    from node.simulate.formats.ledger import read_ledger
-    from node.store.moments import since_us, until_us
-    from node.store_place import beside
-
-    if options.from_s != "0" or options.seconds is not None or options.traces is not None:
-        raise SettingsError("--from-s, --seconds and --traces are for a TRACE; of a ledger, take --since and --until")
-    now_us = time.time_ns() // 1000
-    since = None if options.since is None else since_us(options.since, now_us)
-    until = None if options.until is None else until_us(options.until, now_us)
-    with beside(ledger) as database, database.reading() as connection:
-        history = read_ledger(connection, since, until, _MOST_REQUESTS + 1)
-    if history.budgets > 1 and options.ttft_budget_ms is None:
-        print(
-            f"{history.budgets} different TTFT budgets; all are taken for the middle one, {history.ttft_budget_s:g} s",
-            file=sys.stderr,
-        )
-    return history
-
-
-def _requests(options: argparse.Namespace, seed: int) -> Iterator[TraceRequest]:
-    """The trace asked for, by name of a workload or as a file; a file of a workload's name has to be `./NAME`."""
-    from node.simulate.formats.convert import convert
-    from node.simulate.workloads import WorkloadKind, generate
-
-    if options.traces is None and options.trace in _KINDS:
-        window = _window(options, seconds=600.0)
-        made = generate(WorkloadKind(options.trace), seconds=window.start_s + window.seconds, seed=seed)
-        return (request for request in made if request.arrival_s >= window.start_s)
-    path = Path(options.trace) if options.traces is None else _within(options.traces, options.trace)
-    if not path.exists():
-        raise SettingsError(f"{options.trace}: neither a file nor a kind of workload; kinds are {', '.join(_KINDS)}")
-    return convert(path, window=_window(options, seconds=math.inf), seed=seed or None)
-
-
-def _within(folder: Path, name: str) -> Path:
-    """The trace called `name` in `folder`. Raises `SettingsError` naming those that are there."""
-    if not folder.is_dir():
-        raise SettingsError(f"--traces {folder}: there is no such folder")
-    for ending in ("", ".csv", ".csv.gz"):
-        if (path := folder / f"{name}{ending}").exists():
-            return path
-    there = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    shown = ", ".join(there[:20]) + (", ..." if len(there) > 20 else "")
-    raise SettingsError(f"{folder}: no trace {name!r}; there are {shown or 'none'}")
-
-
 def _convert(options: argparse.Namespace) -> int:
     from node.simulate.formats.convert import convert
+    from node.simulate.option_values import whole, window_of
     from node.simulate.trace import capped, write_trace
 
-    seed = None if options.seed is None else _whole("--seed", options.seed)
-    context = None if options.context is None else _whole("--context", options.context)
-    converted = convert(options.source, window=_window(options, seconds=math.inf), seed=seed)
+    seed = None if options.seed is None else whole("--seed", options.seed)
+    context = None if options.context is None else whole("--context", options.context)
+    converted = convert(options.source, window=window_of(options, seconds=math.inf), seed=seed)
     with Progress(f"converting {options.source}", unit="requests") as progress:
         if context is None:
             written, cut = write_trace(options.destination, progress.counting(converted)), 0
@@ -388,76 +228,20 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
+    from node.simulate.option_values import number, whole
     from node.simulate.trace import write_trace
     from node.simulate.workloads import WorkloadKind, generate
 
     if options.kind not in _KINDS:
         raise SettingsError(f"{options.kind}: not a kind of workload; there are {', '.join(_KINDS)}")
-    seconds = _number("--seconds", options.seconds, above=0)
-    rate = None if options.rate is None else _number("--rate", options.rate, above=0)
-    seed = _whole("--seed", options.seed)
+    seconds = number("--seconds", options.seconds, above=0)
+    rate = None if options.rate is None else number("--rate", options.rate, above=0)
+    seed = whole("--seed", options.seed)
     made = generate(WorkloadKind(options.kind), seconds=seconds, seed=seed, rate=rate)
     with Progress(f"making {options.output}", unit="requests") as progress:
         written = write_trace(options.output, progress.counting(made))
     print(f"{options.output}: {written:,} requests in {seconds:,.0f} s of {options.kind}")
     return 0
-
-
-def _window(options: argparse.Namespace, *, seconds: float) -> Window:
-    from node.simulate.formats.convert import Window
-
-    start_s = _number("--from-s", options.from_s, least=0)
-    if options.seconds is not None:
-        seconds = _number("--seconds", options.seconds, above=0)
-    return Window(start_s=start_s, seconds=seconds)
-
-
-def _price(text: str, key: str = "--prices") -> Price:
-    """`INPUT,OUTPUT`, or a model of the price files that ship, with its provider before it where several have it."""
-    from node.catalogue_files import default_models_dir, load_prices
-    from node.money import Price
-
-    if "," in text:
-        try:
-            input_usd, output_usd = (Decimal(part.strip()) for part in text.split(","))
-        except (InvalidOperation, ValueError):
-            raise SettingsError(f"{key} {text!r}: expected INPUT,OUTPUT in dollars, such as 0.80,2.50") from None
-        if not all(usd.is_finite() and 0 <= usd <= 1_000_000 for usd in (input_usd, output_usd)):
-            raise SettingsError(f"{key} {text!r}: dollars per million tokens are from 0 to 1000000")
-        return Price(input_usd, output_usd)
-    known = load_prices(default_models_dir())
-    named = {f"{provider}/{model}": price for (provider, model), price in known.items()}
-    matching = [name for name in named if name == text or name.partition("/")[2] == text]
-    if not matching:
-        raise SettingsError(f"{key} {text!r}: no such price; there are {', '.join(sorted(named))}, or INPUT,OUTPUT")
-    if len(matching) > 1:
-        raise SettingsError(f"{key} {text!r}: several have it: {', '.join(sorted(matching))}")
-    return named[matching[0]]
-
-
-def _number(
-    name: str, text: str, *, above: float | None = None, least: float | None = None, most: float = 1e12
-) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if (
-        math.isfinite(value)
-        and value <= most
-        and (above is None or value > above)
-        and (least is None or value >= least)
-    ):
-        return value
-    limit = f"above {above:g}" if above is not None else f"from {least:g} on" if least is not None else ""
-    limit += f", at most {most:g}" if most < 1e12 else ""
-    raise SettingsError(f"{name}: expected a number {limit}, got {text!r}")
-
-
-def _whole(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise SettingsError(f"{name}: expected a whole number from 0 on, got {text!r}")
-    return int(text)
 
 
 def _check_writable(path: Path | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from node.money import NANO_PER_USD, Price, Usage
+from node.money import NANO_PER_USD, Price
 from node.progress import Progress
 from node.routing.profile import EngineProfile
 from node.routing.values import Target
@@ -154,7 +154,7 @@ def late_nano_usd(question: Question, done: Replay) -> tuple[int, int]:
         if fate is not None and fate.target is Target.CLOUD:
             continue
         if fate is None or fate.ttft_s is None or fate.ttft_s > question.promise.ttft_budget_s:
-            cost = question.provider.price.cost_nano_usd(Usage(request.prompt_tokens, request.output_tokens))
+            cost = question.provider.price.cost_of_nano_usd(request.prompt_tokens, request.output_tokens)
             if index in question.promise.pinned:
                 pinned += cost
             else:

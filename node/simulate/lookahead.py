@@ -18,15 +18,10 @@ from dataclasses import dataclass
 
 from node.routing.profile import EngineProfile
 from node.routing.values import Target
-from node.simulate.clairvoyant import (
-    ForkableEngine,
-    HindsightPolicy,
-    ScheduleRun,
-    ScheduleSearch,
-    step_token_choices,
-)
+from node.simulate.clairvoyant import ScheduleSearch
 from node.simulate.providers import Provider
 from node.simulate.replay import Promise, Replay, replay
+from node.simulate.schedule import ForkableEngine, HindsightPolicy, ScheduleRun, step_token_choices
 from node.simulate.values import TraceRequest
 
 

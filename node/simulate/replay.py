@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from node.money import Usage
 from node.routing.admission import Admission, Placement
 from node.routing.lengths import OutputLengths
 from node.routing.policy import Policy
@@ -233,7 +232,7 @@ class _World:
             provider = self.providers[fate.provider]
             ttft_s = provider.ttft_s(index)
             fate.ttft_s = self.now_s + ttft_s - request.arrival_s
-            fate.cost_nano_usd = provider.price.cost_nano_usd(Usage(request.prompt_tokens, request.output_tokens))
+            fate.cost_nano_usd = provider.price.cost_of_nano_usd(request.prompt_tokens, request.output_tokens)
             heapq.heappush(self.first_tokens, (self.now_s + ttft_s, index))
 
     def _stepped(self, report: StepReport) -> None:

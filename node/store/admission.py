@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, func, select
+from typing import Final
+
+from sqlalchemy import text
 
 from node.money import Budget
-from node.store.schema import spend
+from node.store.driver import Statement, Transaction
 from node.store.windows import windows
 
 NODE = None
 """In place of a caller's name: all callers together."""
+
+_BY_ALL: Final = Statement(text("SELECT sum(nano_usd) FROM spend WHERE hour >= :first_hour"))
+_BY_ONE: Final = Statement(text("SELECT sum(nano_usd) FROM spend WHERE caller = :caller AND hour >= :first_hour"))
 
 
 class Spent(Exception):
@@ -28,8 +33,8 @@ class Room:
     Each window is summed once, however many attempts ask; what is admitted is taken off at once.
     """
 
-    def __init__(self, connection: Connection, node_budget: Budget, hour: int) -> None:
-        self._connection = connection
+    def __init__(self, transaction: Transaction, node_budget: Budget, hour: int) -> None:
+        self._transaction = transaction
         self._node_budget = node_budget
         self._hour = hour
         self._spent: dict[tuple[str | None, int], int] = {}
@@ -56,8 +61,9 @@ class Room:
         key = caller, first_hour
         known = self._spent.get(key)
         if known is None:
-            query = select(func.coalesce(func.sum(spend.c.nano_usd), 0)).where(spend.c.hour >= first_hour)
-            if caller is not NODE:
-                query = query.where(spend.c.caller == caller)
-            known = self._spent[key] = int(self._connection.scalar(query) or 0)
+            if caller is NODE:
+                found = _BY_ALL.first(self._transaction, first_hour=first_hour)
+            else:
+                found = _BY_ONE.first(self._transaction, caller=caller, first_hour=first_hour)
+            known = self._spent[key] = int(found[0] or 0) if found else 0
         return known

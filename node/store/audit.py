@@ -11,19 +11,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, text
 
-from node.store.bulk import BulkStatement
+from node.store.driver import Statement, Transaction
 from node.store.schema import AuditEvent, audit
 
 GENESIS: Final = "0" * 64
 
-_HEAD: Final = select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)
-_INSERT: Final = BulkStatement(audit.insert(), [column.name for column in audit.columns])
+_HEAD: Final = text("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1")
+_LAST: Final = Statement(_HEAD)
+_INSERT: Final = Statement(audit.insert(), [column.name for column in audit.columns])
 _FIELDS: Final = tuple(column.name for column in audit.columns if column.name not in ("seq", "hash"))
+_VALUES: Final = attrgetter(*_FIELDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,7 @@ class Head:
 
 def chained(before: str, seq: int, row: AuditRow) -> str:
     """The hash of `row`, which follows the row of hash `before`."""
-    return digest(before, (seq, *(getattr(row, name) for name in _FIELDS)))
+    return digest(before, (seq, *_VALUES(row)))
 
 
 def digest(before: str, fields: Sequence[object]) -> str:
@@ -74,15 +77,15 @@ def head(connection: Connection) -> Head:
     return Head(0, GENESIS) if last is None else Head(last.seq, last.hash)
 
 
-def append(connection: Connection, rows: Sequence[AuditRow]) -> None:
+def append(transaction: Transaction, rows: Sequence[AuditRow]) -> None:
     """Add `rows` at the end of the chain, in the caller's transaction, which must be the only one that writes."""
     if not rows:
         return
-    at = head(connection)
+    last = _LAST.first(transaction)
+    at = Head(0, GENESIS) if last is None else Head(*last)
     inserted = []
     for row in rows:
         at = Head(at.seq + 1, chained(at.hash, at.seq + 1, row))
-        inserted.append(
-            {name: getattr(row, name) for name in _FIELDS} | {"seq": at.seq, "event": row.event.value, "hash": at.hash}
-        )
-    _INSERT.run(connection, inserted)
+        values = dict(zip(_FIELDS, _VALUES(row), strict=True))
+        inserted.append(values | {"seq": at.seq, "event": row.event.value, "hash": at.hash})
+    _INSERT.run(transaction, inserted)

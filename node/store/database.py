@@ -20,9 +20,10 @@ from typing import Any, Final
 
 import sqlalchemy
 from sqlalchemy import URL, Connection, Engine, event, inspect, text
-from sqlalchemy.exc import ArgumentError, DataError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from node.errors import SettingsError
+from node.store.driver import Transaction
 from node.store.folders import flush_folder, make_folder
 
 FILE: Final = "ledger.db"
@@ -39,7 +40,7 @@ _NETWORK: Final = frozenset(
     }
 )
 # Any number will do, the same for all nodes: one of them at a time admits, and appends to the audit chain.
-_ADVISORY_LOCK: Final = 0x5F111A7
+_TAKE_TURN: Final = f"SELECT pg_advisory_xact_lock({0x5F111A7})"
 
 
 class StoreUnavailable(Exception):
@@ -181,8 +182,23 @@ class Database:
         """A transaction that may write, committed and flushed at its end. Alone: others wait, or are refused."""
         with self._translated(), self._writer, self._locked(), self.engine.connect() as connection, connection.begin():
             if self._file is None:
-                connection.execute(text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
+                connection.execute(text(_TAKE_TURN))
             yield connection
+
+    @contextmanager
+    def committing(self) -> Iterator[Transaction]:
+        """As `writing`, by the driver alone: for what is written with every call."""
+        with self._translated(), self._writer, self._locked(), closing(self.engine.raw_connection()) as connection:
+            dialect = self.engine.dialect
+            try:
+                cursor = connection.cursor()
+                cursor.execute("BEGIN IMMEDIATE" if self._file is not None else _TAKE_TURN)
+                yield Transaction(cursor, dialect)
+                connection.commit()
+            except self._driver.Error as error:
+                if dialect.is_disconnect(error, connection.driver_connection, None):
+                    connection.invalidate(error)
+                raise  # and what has been written is rolled back when the connection goes back to the pool
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -241,13 +257,18 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, self._driver.Error) as error:
             cause = getattr(error, "orig", None) or error
             reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
             if self._file is not None and ("malformed" in reason or "not a database" in reason):
                 reason = _damaged(self._file)
-            rejected = isinstance(error, IntegrityError | DataError | ProgrammingError)
+            driver = self._driver
+            rejected = isinstance(cause, (driver.IntegrityError, driver.DataError, driver.ProgrammingError))
             raise (RowRejected if rejected else StoreUnavailable)(f"{self._name}: {reason}") from error
+
+    @property
+    def _driver(self) -> Any:
+        return self.engine.dialect.loaded_dbapi
 
     @property
     def _name(self) -> str:

@@ -341,10 +341,10 @@ class SqlLedger:
         """Write all of it, or nothing: raises `StoreUnavailable`, and `RowRejected` where a row is to blame."""
         node = self._opened().id
         told: list[_Told] = []
-        with self._database.writing() as connection:
+        with self._database.committing() as transaction:
             now_us = self._last_us = max(self._last_us, self._now_us())
             END.run(
-                connection,
+                transaction,
                 [
                     end_values(each.entry_id, each.settlement, each.state, each.ended_us)
                     for each in writes
@@ -353,7 +353,7 @@ class SqlLedger:
             )
             audits = [each for each in writes if isinstance(each, AuditRow)]
             rows = []
-            room = Room(connection, self._node_budget(), hour_of(now_us))
+            room = Room(transaction, self._node_budget(), hour_of(now_us))
             for admit in admits:
                 entry, refusal = admit.entry, None
                 try:
@@ -365,16 +365,16 @@ class SqlLedger:
                     rows.append(dispatched_row(entry, node, now_us))
                     audits.append(audit_row(entry, AuditEvent.LET_OUT, entry.rule.value, node, now_us))
                 told.append((admit.told, entry, refusal))
-            INSERT_OUT.run(connection, rows)
+            INSERT_OUT.run(transaction, rows)
             INSERT_OVER.run(
-                connection,
+                transaction,
                 [
                     ended_row(each.entry, each.settlement, node, each.ended_us)
                     for each in writes
                     if isinstance(each, _Note)
                 ],
             )
-            append(connection, audits)
+            append(transaction, audits)
         return told
 
     def _opened(self) -> Identity:

@@ -8,7 +8,7 @@ from sqlalchemy import bindparam, update
 
 from node.dispatch.accounts import Entry, Settlement
 from node.store.audit import AuditRow
-from node.store.bulk import BulkStatement
+from node.store.driver import Statement
 from node.store.schema import IS_OUT, AuditEvent, State, calls
 from node.store.windows import hour_of
 
@@ -24,10 +24,10 @@ _END = (
     "cached_tokens", "estimated", "usage_suspect", "ending", "error_code", "queue_us", "ttft_us", "total_us",
 )  # fmt: skip
 
-INSERT_OUT = BulkStatement(calls.insert(), _OUT)
-INSERT_OVER = BulkStatement(calls.insert(), list(dict.fromkeys(_OUT + _END)))
+INSERT_OUT = Statement(calls.insert(), _OUT)
+INSERT_OVER = Statement(calls.insert(), list(dict.fromkeys(_OUT + _END)))
 # Only what is still out: a second end, whatever sent it, changes nothing.
-END = BulkStatement(
+END = Statement(
     update(calls)
     .where(calls.c.id == bindparam("the_id"), IS_OUT)
     .values({name: bindparam(f"new_{name}") for name in _END}),

@@ -8,6 +8,7 @@ from typing import Final
 from rich.text import Text
 
 from node.dashboard.feed import Now
+from node.routing.values import Zone
 from node.top import panels
 from node.top.figures import clock, count, duration
 from node.top.glyphs import Glyphs
@@ -84,9 +85,18 @@ def notices(seen: Seen, width: int, *, held: Seen | None) -> list[Text]:
         said_.append((f"{seen.trouble.said} These figures are of {clock(figures.at_s)}.", "bold red"))
     elif figures.now is not None:
         said_ += _of_now(figures.now)
-    if figures.hello is not None and figures.hello.emulated:
-        said_.append(("The cloud is an emulator on this machine: its answers and its bill are made up.", "dim"))
+    if figures.now is not None and (pretended := _emulated(figures.now)):
+        said_.append((pretended, "dim"))
     return [line for text, style in said_ for line in wrapped(text, width, style)]
+
+
+def _emulated(now: Now) -> str | None:
+    clouds = [each for each in now.providers if each.zone == Zone.CLOUD]
+    names = [each.name for each in clouds if each.emulated]
+    if not names:
+        return None
+    who = "The cloud is an emulator" if len(names) == len(clouds) else f"Emulated is {', '.join(names)},"
+    return f"{who} on this machine: its answers and its bill are made up."
 
 
 def _of_now(now: Now) -> list[tuple[str, str]]:
@@ -107,11 +117,15 @@ def _of_now(now: Now) -> list[tuple[str, str]]:
 def board(seen: Seen, now: Now, view: View, width: int, height: int, glyphs: Glyphs) -> list[Text]:
     """All panels of a view but the decisions."""
     if view is View.MODELS:
-        return panels.models(seen, now, width, glyphs, changes=_EVERY_CHANGE, minutes=True)
+        every = panels.models(seen, now, width, glyphs, changes=_EVERY_CHANGE, minutes=True)
+        return every + panels.gpus(now, width, glyphs)
     if view is View.PROVIDERS:
-        return [*panels.providers(now, width, glyphs), *panels.money(now, width, glyphs)]
+        return [
+            *panels.providers(seen, now, width, glyphs, changes=_EVERY_CHANGE),
+            *panels.money(now, width, glyphs),
+        ]
     if view is View.DECISIONS:
-        return []
+        return panels.reasons(seen, width, glyphs)
     tall = height >= _TALL
     chart = 6 if tall else 0
     left, right = halves(width)
@@ -120,19 +134,22 @@ def board(seen: Seen, now: Now, view: View, width: int, height: int, glyphs: Gly
         busy = [
             *panels.traffic(seen, left, glyphs, height=chart),
             *panels.models(seen, now, left, glyphs, changes=4 if tall else 2),
+            *panels.gpus(now, left, glyphs),
         ]
         rest = [
             *panels.first_tokens(seen, right, glyphs),
-            *panels.providers(now, right, glyphs),
+            *panels.providers(seen, now, right, glyphs),
             *panels.money(now, right, glyphs),
         ]
         return lines + beside(busy, rest, width, glyphs)
     if not tall:
         charts = beside(panels.traffic(seen, left, glyphs), panels.first_tokens(seen, right, glyphs), width, glyphs)
-        return [*lines, *charts, *panels.models(seen, now, width, glyphs), *panels.providers(now, width, glyphs)]
+        gpus = panels.gpus(now, width, glyphs) if now.gpus else []  # that there are none is told where there is room
+        here = panels.models(seen, now, width, glyphs) + gpus
+        return [*lines, *charts, *here, *panels.providers(seen, now, width, glyphs)]
     lines += panels.traffic(seen, width, glyphs, height=chart) + panels.first_tokens(seen, width, glyphs)
-    lines += panels.models(seen, now, width, glyphs, changes=2)
-    return lines + panels.providers(now, width, glyphs) + panels.money(now, width, glyphs)
+    lines += panels.models(seen, now, width, glyphs, changes=2) + panels.gpus(now, width, glyphs)
+    return lines + panels.providers(seen, now, width, glyphs) + panels.money(now, width, glyphs)
 
 
 def message(seen: Seen, width: int, glyphs: Glyphs) -> list[Text]:
@@ -167,8 +184,8 @@ def keys(width: int, glyphs: Glyphs) -> list[Text]:
             width,
         ),
         *wrapped(
-            "Saved: what the same tokens cost at list prices, less what was spent. What is reserved counts as spent of "
-            "a budget. A dash: not known. An exclamation mark: late.",
+            "Saved: what the same tokens cost at each model's first cloud equivalent, less what was spent. What is "
+            "reserved counts as spent of a budget. A dash: not known. An exclamation mark: late.",
             width,
         ),
     ]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from rich.style import Style
 from rich.text import Text
 
 from node.dashboard.feed import HISTORY_S, Point
 from node.top.glyphs import Glyphs
+
+_DECADES: Final = 3.0
 
 Column = Sequence[Point]
 """The points that share one column of characters; none where nothing is known."""
@@ -40,6 +43,13 @@ def means(filled: Sequence[Column], value: Callable[[Point], float | None]) -> l
 def line(values: Sequence[float | None], most: float, glyphs: Glyphs, style: str) -> Text:
     """One character for each value, scaled to `most`. Blank is 0, or not known; the least that is more is not."""
     text = "".join(" " if not value else _level(value / most if most else 0.0, glyphs) for value in values)
+    return Text(text, style=style)
+
+
+def log_line(values: Sequence[float | None], most: float, glyphs: Glyphs, style: str) -> Text:
+    """One character for each value; every level stands for the same multiple of the one below, and the full cell for
+    `most`. Blank is not known: one value that is a hundred times the others does not press them flat."""
+    text = "".join(" " if value is None else _level(_log_part(value, most), glyphs) for value in values)
     return Text(text, style=style)
 
 
@@ -88,6 +98,10 @@ def nice_most(values: Iterable[float | None], least: float) -> float:
         return least
     ten = 10.0 ** math.floor(math.log10(highest))
     return next(step * ten for step in (1, 1.5, 2, 3, 4, 5, 6, 8, 10) if step * ten >= highest * 0.999999)
+
+
+def _log_part(value: float, most: float) -> float:
+    return 1.0 + math.log10(value / most) / _DECADES if value > 0 and most > 0 else 0.0
 
 
 def _level(part: float, glyphs: Glyphs) -> str:

@@ -41,8 +41,10 @@ def _lines(seen: Seen, hello: Hello, width: int, glyphs: Glyphs) -> Iterator[Tex
     yield from panels.traffic(seen, width, glyphs)
     yield from panels.first_tokens(seen, width, glyphs)
     yield from panels.models(seen, now, width, glyphs, changes=_CHANGES)
-    yield from panels.providers(now, width, glyphs)
+    yield from panels.gpus(now, width, glyphs)
+    yield from panels.providers(seen, now, width, glyphs, changes=_CHANGES)
     yield from panels.money(now, width, glyphs)
+    yield from panels.reasons(seen, width, glyphs)
     yield title("Decisions", "newest first", width, glyphs)
     if not seen.rows:
         yield Text("No request has ended yet.")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from rich.text import Text
 
-from node.dashboard.feed import BudgetWindow, EngineNow, GpuNow, ModelNow, Now, Point, ProviderNow
+from node.dashboard.feed import BudgetWindow, Change, GpuNow, ModelNow, Now, Point, ProviderNow
 from node.top import charts
 from node.top.figures import (
     NONE,
@@ -46,15 +47,24 @@ _FIRST_TOKENS: Final[tuple[tuple[str, str, Callable[[Point], float | None]], ...
     ("all, p95", "yellow", lambda point: point.ttft_p95_s),
 )
 _WINDOWS: Final = {"hour": "this hour", "day": "today, UTC", "month": "this month"}
-_ENGINE_TONE: Final = {
+_STATE_TONE: Final = {
     "ready": "green",
     "starting": "yellow",
     "suspect": "yellow",
     "asleep": "yellow",
     "down": "bold red",
     "given_up": "bold red",
+    "closed": "green",
+    "half_open": "yellow",
+    "open": "bold red",
+    "isolated": "bold red",
 }
-_BREAKER_TONE: Final = {"closed": "green", "half_open": "yellow", "open": "bold red", "isolated": "bold red"}
+_STATES: Final = {"closed": "in use", "open": "away", "isolated": "left alone"}
+_CAUSES: Final = {
+    "upstream_fault": "it kept failing",
+    "local_fault": "it could not be reached",
+    "operator": "by the operator",
+}
 _PROVIDER_COLUMNS: Final = (
     Column(head="provider", width=14),
     Column(head="zone", width=8, from_width=84),
@@ -138,12 +148,12 @@ def first_tokens(seen: Seen, width: int, glyphs: Glyphs) -> list[Text]:
         known = [one for point in seen.points if (one := value(point)) is not None]
         latest, highest = (known[-1], max(known)) if known else (None, None)
         figures = f"{seconds(latest):>9}{seconds(highest):>9}"
-        lines.append(said((f"{name:10}", colour), charts.line(values, most, glyphs, colour), figures))
-    return [title("Time to first token", "last 5 min", width, glyphs), *lines]
+        lines.append(said((f"{name:10}", colour), charts.log_line(values, most, glyphs, colour), figures))
+    return [title("Time to first token", "last 5 min, log", width, glyphs), *lines]
 
 
 def models(seen: Seen, now: Now, width: int, glyphs: Glyphs, *, changes: int = 0, minutes: bool = False) -> list[Text]:
-    """Every model with its engine and queue, then the GPUs.
+    """Every model with its engine and queue.
 
     `changes`: how many of each engine's changes of state are listed; `minutes`: queue, running and KV cache as lines.
     """
@@ -153,17 +163,40 @@ def models(seen: Seen, now: Now, width: int, glyphs: Glyphs, *, changes: int = 0
         if minutes:
             lines += _minutes(seen, model.name, width, glyphs)
         if model.engine is not None:
-            lines += _changes(model.engine, width, glyphs, changes)
-    return [*lines, *_gpus(now, width, glyphs)]
+            lines += _changes(model.engine.changes, seen.at_s, width, glyphs, changes)
+    return lines
 
 
-def providers(now: Now, width: int, glyphs: Glyphs) -> list[Text]:
-    """Every provider: how it stands, how fast its first tokens come, what it cost."""
+def providers(seen: Seen, now: Now, width: int, glyphs: Glyphs, *, changes: int = 0) -> list[Text]:
+    """Every provider: how it stands, how fast its first tokens come, what it cost.
+
+    `changes`: how many of the times are listed at which each of them was left alone or used again.
+    """
     top = title("Providers", "first tokens and spend since the start", width, glyphs)
     if not now.providers:
         return [top, said(("No provider is configured: nothing can leave this machine.", "dim"))]
     columns = columns_in(_PROVIDER_COLUMNS, width)
-    return [top, head(columns, glyphs), *(row(_provider(each), columns, glyphs) for each in now.providers)]
+    lines = [top, head(columns, glyphs)]
+    for each in now.providers:
+        lines.append(row(_provider(each), columns, glyphs))
+        if len(each.changes) > 1:
+            lines += _changes(each.changes, seen.at_s, width, glyphs, changes)
+    return lines
+
+
+def reasons(seen: Seen, width: int, glyphs: Glyphs) -> list[Text]:
+    """How many of the last minutes' requests were answered by whom and why, the most frequent first."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for point in seen.points:
+        for place, of in point.reasons.items():
+            counts.update({(place, reason): number for reason, number in of.items()})
+    colours = {name: colour for name, colour, _, _ in PLACES}
+    parts = [
+        said((f"{place} ", colours.get(place, "")), f"{words(reason)} ", (count(number), "bold"))
+        for (place, reason), number in counts.most_common()
+    ]
+    lines = flow(parts, width) if parts else [said(("No request has ended.", "dim"))]
+    return [title("Why", "requests of the last 5 min", width, glyphs), *lines]
 
 
 def money(now: Now, width: int, glyphs: Glyphs) -> list[Text]:
@@ -238,7 +271,7 @@ def _model(model: ModelNow, glyphs: Glyphs) -> list[Text]:
             said(("the cloud serves it", "dim")),
         ]
     state = "given_up" if engine.given_up else engine.state
-    name = said((model.name, "bold"), "  ", (words(state), _ENGINE_TONE.get(state, "yellow")))
+    name = said((model.name, "bold"), "  ", (words(state), _STATE_TONE.get(state, "yellow")))
     parts = [
         said(name, (f" for {duration(engine.since_s)}", "dim")),
         said(("running ", "dim"), f"{count(engine.running)} of {count(engine.max_sequences)}"),
@@ -291,17 +324,20 @@ def _minutes(seen: Seen, model: str, width: int, glyphs: Glyphs) -> list[Text]:
     return lines
 
 
-def _changes(engine: EngineNow, width: int, glyphs: Glyphs, most: int) -> list[Text]:
-    """The newest first."""
+def _changes(changes: Sequence[Change], now_s: float | None, width: int, glyphs: Glyphs, most: int) -> list[Text]:
+    """The newest first, each with how long it lasted."""
     lines = []
-    for change in [*reversed(engine.changes)][:most]:
-        why = said(": ", change.why) if change.why is not None else Text()
-        state = (words(change.state), _ENGINE_TONE.get(change.state, "yellow"))
-        lines.append(fitted(said("  ", (clock(change.at_s), "dim"), " ", state, why), width, glyphs))
+    ends_s = [*(each.at_s for each in changes[1:]), now_s]
+    for change, end_s in [*zip(changes, ends_s, strict=True)][::-1][:most]:
+        why = said(": ", _CAUSES.get(change.why, change.why)) if change.why is not None else Text()
+        name = (_STATES.get(change.state, words(change.state)), _STATE_TONE.get(change.state, "yellow"))
+        lasted = "" if end_s is None else f" for {duration(end_s - change.at_s)}"
+        lines.append(fitted(said("  ", (clock(change.at_s), "dim"), " ", name, (lasted, "dim"), why), width, glyphs))
     return lines
 
 
-def _gpus(now: Now, width: int, glyphs: Glyphs) -> list[Text]:
+def gpus(now: Now, width: int, glyphs: Glyphs) -> list[Text]:
+    """The GPUs, or why there are none; they go below the models."""
     if now.gpus is None:
         return [fitted(said(("GPU not known  ", "yellow"), (now.no_gpu_because or "", "dim")), width, glyphs)]
     if not now.gpus:
@@ -326,20 +362,23 @@ def _gpu(gpu: GpuNow, glyphs: Glyphs) -> list[Text]:
 
 
 def standing(provider: ProviderNow) -> tuple[str, str]:
-    """How a provider stands, and a style for it."""
+    """How a provider stands, for how long already, when it is tried again, and a style for all that."""
+    since = "" if provider.not_closed_for_s is None else f" {duration(provider.not_closed_for_s)}"
     if provider.isolated_by is not None:
-        by = "the operator" if provider.isolated_by == "operator" else words(provider.isolated_by)
-        return f"left alone by {by}", "bold red"
+        return f"left alone{since}, {_CAUSES.get(provider.isolated_by, words(provider.isolated_by))}", "bold red"
+    if provider.breaker != "closed":
+        again = f"try in {seconds(provider.tried_in_s)}" if provider.tried_in_s else "trying"
+        cause = f", {_CAUSES.get(provider.opened_by, words(provider.opened_by))}" if provider.opened_by else ""
+        return f"{words(provider.breaker)}{since}, {again}{cause}", _STATE_TONE.get(provider.breaker, "yellow")
     if provider.paused_s > 0:
         return f"paused for {seconds(provider.paused_s)}", "yellow"
-    why = f", {words(provider.opened_by)}" if provider.opened_by is not None else ""
-    return f"breaker {words(provider.breaker)}{why}", _BREAKER_TONE.get(provider.breaker, "yellow")
+    return "breaker closed", "green"
 
 
 def _provider(each: ProviderNow) -> list[Text]:
     return [
         said((each.name, "bold")),
-        said("premises" if each.zone == "premises" else each.zone),
+        said(("emulator", "yellow") if each.emulated else each.zone),
         said(standing(each)),
         said(count(each.in_flight)),
         said(seconds(each.ttft_p50_s)),

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from node.background import Background
 from node.watch.strain import Level, Resource, Strain, StrainControl
 
 _log = logging.getLogger("spillway")
@@ -21,15 +22,16 @@ class ResourceReader(Protocol):
         """Whatever has a limit and is known now. Quick: called on the event loop."""
 
 
-class HostWatch:
+class HostWatch(Background):
     """The strain as of the last sample. `inside` tells how many requests are held."""
+
+    task_name = "host-watch"
 
     def __init__(self, reader: ResourceReader, inside: Callable[[], int], *, interval_s: float = _INTERVAL_S) -> None:
         self._reader = reader
         self._inside = inside
         self._interval_s = interval_s
         self._control = StrainControl()
-        self._task: asyncio.Task[None] | None = None
 
     def strain(self) -> Strain:
         """How short it is; calm until the first sample."""
@@ -43,17 +45,7 @@ class HostWatch:
             level = logging.INFO if now.level is Level.CALM else logging.WARNING
             _log.log(level, "the machine is %s%s", now.level, f": short of {now.scarce}" if now.scarce else "")
 
-    def start(self) -> None:
-        """Begin to look, once per interval."""
-        self._task = asyncio.create_task(self._look(), name="host-watch")
-
-    async def stop(self) -> None:
-        """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-
-    async def _look(self) -> None:
+    async def _run(self) -> None:
         while True:
             self.sample()
             await asyncio.sleep(self._interval_s)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from node.background import Background
+
 LONG_S = 0.05
 """A pause beyond this is one that clients feel."""
 
@@ -58,26 +60,17 @@ class Pauses:
             self.recent.append(Pause(now_s, pause_s, ran_s))
 
 
-class LoopWatch:
+class LoopWatch(Background):
     """Looks a hundred times a second whether the loop turns. A pause is told up to a hundredth of a second too short.
 
     `clock` gives monotonic seconds.
     """
 
+    task_name = "loop-watch"
+
     def __init__(self, clock: Callable[[], float]) -> None:
         self.pauses = Pauses()
         self._clock = clock
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to look, on the running loop."""
-        self._task = asyncio.create_task(self._look(), name="loop-watch")
-
-    async def stop(self) -> None:
-        """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
 
     def document(self) -> dict[str, Any]:
         """For the statistics: how many tasks there are, and the pauses; the recent ones of 20 ms and more by age."""
@@ -97,7 +90,7 @@ class LoopWatch:
             ],
         }
 
-    async def _look(self) -> None:
+    async def _run(self) -> None:
         with _ThreadTimes() as times:
             before = times.read()
             while True:

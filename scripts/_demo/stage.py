@@ -175,7 +175,7 @@ def _write_config(
 ) -> str:
     providers = [
         f'  {name}: {{base_url: "{cloud.service.url}/v1", api_key_env: {_KEY_ENV}, weight: {_WEIGHTS[name]}, '
-        "assumed_ttft_s: 0.6, health_interval_s: 1}"
+        "assumed_ttft_s: 0.6, health_interval_s: 1, emulated: true}"
         for name, cloud in clouds.items()
     ]
     callers = [

@@ -10,6 +10,7 @@ from typing import Any
 from _harness.load import Record
 
 from _demo.day import Request
+from node.money import usd_to_nano
 
 LOAD_REASONS = frozenset({"predicted_late", "last_moment", "displaced", "queue_depth", "kv_cache_usage", "low_vram"})
 """Of `node.routing.values.Reason`: it left because the engine had too much to do. That is overflow."""
@@ -119,7 +120,7 @@ def _code(error: str | None) -> str | None:
 
 def _cost_nano_usd(record: Record) -> int:
     cost: Any = (record.usage or {}).get("cost_usd", 0)
-    return round(Decimal(str(cost)) * 10**9)
+    return usd_to_nano(Decimal(str(cost)))
 
 
 @dataclass(frozen=True)

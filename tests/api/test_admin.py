@@ -82,14 +82,16 @@ async def test_address_and_localhost_are_its_names(operated: Operated, host: str
 async def test_name_that_was_made_to_resolve_to_this_machine_is_refused(operated: Operated, host: str) -> None:
     async with operated.client() as client:
         answer = await client.get("/admin/stats", headers={"host": host})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (403, "host")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (403, "foreign_origin", "host")
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://127.0.0.1:8001", "http://127.0.0.1:8000"])
 async def test_page_of_another_origin_is_refused(operated: Operated, origin: str) -> None:
     async with operated.client() as client:
         answer = await client.post("/admin/providers/holysheep/isolate", headers={"origin": origin})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (403, "origin")
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (403, "foreign_origin", "origin")
     assert not operated.isolated["holysheep"]
 
 

@@ -427,8 +427,11 @@ async def test_statistics_say_how_each_provider_stands(node: RunningNode) -> Non
             "isolated_by": None,
             "breaker": "closed",
             "opened_by": None,
+            "not_closed_for_s": None,
+            "tried_in_s": 0.0,
             "in_flight": 0,
             "zone": "cloud",
+            "emulated": False,
             "weight": 1.0,
         }
     }

@@ -305,6 +305,7 @@ async def test_probe_fails_like_a_call(upstream: Upstream, cloud: Cloud) -> None
         ({"model_clocks": {"m": AnswerClocks(first_content_s=0)}}, r"model_clocks\.m\.first_content_s"),
         ({"zone": Zone.PREMISES, "base_url": "http://8.8.8.8/v1"}, "zone"),
         ({"max_connections": -1}, "max_connections"),
+        ({"emulated": True}, r"emulated: x\.example is not this machine"),
     ],
 )
 def test_unsafe_provider_is_refused_by_key(changes: dict[str, Any], key: str) -> None:

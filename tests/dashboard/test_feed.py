@@ -62,6 +62,8 @@ async def test_feed_tells_what_admin_statistics_tell_and_nothing_of_a_prompt(tmp
         assert (first.now.budget[0].window, first.now.budget[0].limit_nano_usd) == ("day", 2 * 10**9)
         assert second.point.at_s > first.now.uptime_s
         assert sum(point.cloud_per_s for point in first.history) > 0
+        assert sum(point.reasons.get("cloud", {}).get("cloud_only_model", 0) for point in first.history) == 3
+        assert (first.emulated, provider.emulated, provider.tried_in_s) == (False, False, 0.0)
         async with httpx.AsyncClient(timeout=30) as client, client.stream("GET", f"{node.url}/dashboard/feed") as raw:
             lines = raw.aiter_lines()
             text = "".join([await anext(lines) for _ in range(6)])

@@ -11,12 +11,15 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 import httpx
+import msgspec
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 
+from node.dashboard.feed import Hello, Point, event
 from node.dashboard.reasons import SENTENCES
 from node.routing.values import Reason
+from tests.dashboard.test_top_text import STARTED_S, hello
 from tests.serve.node_process import ADMIN_KEY, NodeProcess, chat, emulated, running
 
 ALICE = "sk-alice"
@@ -62,6 +65,12 @@ async def test_every_panel_shows_the_numbers_of_a_scripted_run(page: Page, tmp_p
         await expect(refused).to_contain_text("nobody")
         await expect(page.locator("#decision-rows tr.cache")).to_contain_text("cache hit")
         await expect(page.locator("#decision-rows .late")).to_have_count(1)
+        reasons = page.locator("#reasons button")
+        await expect(reasons.filter(has_text="cloud only model")).to_have_text("cloudcloud only model4")
+        await expect(page.locator("#engines-trouble")).to_be_hidden()
+        await reasons.filter(has_text="cache hit").click()
+        await expect(page.locator("#decision-rows tr")).to_have_count(1)
+        await expect(reasons.filter(has_text="cache hit")).to_have_attribute("aria-pressed", "true")
         await expect(page.locator("#chart-requests .legend")).to_contain_text("Cloud")
         drawn = await page.locator("#chart-requests canvas").evaluate(
             "canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean)"
@@ -200,7 +209,8 @@ async def test_operator_leaves_a_provider_alone_from_the_admin_port_and_nobody_f
         await expect(page.locator("[data-provider=holysheep]")).to_contain_text("left alone")
         assert (await node.chat()).status_code == 503
         await page.get_by_role("button", name="Use it again").click()
-        await expect(page.locator("[data-provider=holysheep]")).not_to_contain_text("left alone")
+        await expect(page.locator("[data-provider=holysheep] .card-head")).not_to_contain_text("left alone")
+        await expect(page.locator("[data-provider=holysheep] .error")).to_contain_text("One call at a time")
         await expect(page.locator("#play")).to_contain_text("This is the admin port.")
 
 
@@ -234,6 +244,117 @@ async def test_nothing_sticks_out_and_axe_finds_nothing_serious(
         await context.close()
         serious = [each for each in found.response["violations"] if each["impact"] in ("serious", "critical")]
         assert [(each["id"], [one["html"][:120] for one in each["nodes"]][:3]) for each in serious] == []
+
+
+async def test_provider_that_pretends_says_so_as_soon_as_the_settings_do(page: Page, tmp_path: Path) -> None:
+    async with emulated() as cloud, running(cloud, tmp_path) as node:
+        await page.goto(node.url)
+        provider = page.locator("[data-provider=holysheep]")
+        await expect(provider).to_contain_text("in the cloud")
+        await expect(page.locator("#notices")).to_be_empty()
+        settings = node.config.read_text()
+        node.config.write_text(settings.replace("TEST_PROVIDER_KEY}", "TEST_PROVIDER_KEY, emulated: true}"))
+        node.send(signal.SIGHUP)
+        await expect(provider).to_contain_text("emulator")
+        await expect(provider).to_contain_text("its prices are made up")
+        await expect(page.locator("#notices")).to_contain_text("The cloud is an emulator on this machine")
+
+
+async def showing(page: Page, node: NodeProcess, document: Hello) -> None:
+    """The node's page with a feed that says this, and no more."""
+
+    async def tell(route: Route) -> None:
+        await route.fulfill(content_type="text/event-stream", body=event("hello", document))
+
+    await page.route("**/dashboard/feed", tell)
+    await page.goto(node.url)
+    await expect(page.locator("#engine-list .card").first).to_be_visible()
+
+
+async def test_provider_that_is_away_says_for_how_long_why_and_when_it_is_tried_again(
+    page: Page, tmp_path: Path
+) -> None:
+    async with emulated() as cloud, running(cloud, tmp_path) as node:
+        await showing(page, node, hello())
+        away = page.locator("[data-provider=a-provider-with-a-long-name]")
+        await expect(away.locator(".error")).to_have_text(
+            "Away for 1\u202fmin 5\u202fs: it kept failing. The next call is tried in 3.20\u202fs."
+        )
+        await expect(away.locator(".history")).to_contain_text("awayfor 1\u202fmin 5\u202fs")
+        await expect(page.get_by_role("link", name="Providers (one is not used)")).to_be_visible()
+        await expect(page.get_by_role("link", name="Engines", exact=True)).to_be_visible()
+        await expect(page.locator("[data-engine=big] .history")).to_contain_text("downfor 30\u202fs")
+
+
+# How much of the height a line of the colour takes, from one share of the width to another.
+_LINE = """([name, from, to]) => {
+    const canvas = document.querySelector("#chart-ttft canvas"), plot = document.querySelector("#chart-ttft .u-over");
+    const colour = document.createElement("canvas").getContext("2d");
+    colour.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+    colour.fillRect(0, 0, 1, 1);
+    const wanted = colour.getImageData(0, 0, 1, 1).data;
+    const [left, width] = [plot.offsetLeft, plot.clientWidth];
+    const [start, end] = [Math.round(left + from * width), Math.round(left + to * width)];
+    const { data } = canvas.getContext("2d").getImageData(start, 0, end - start, canvas.height);
+    const rows = [];
+    for (let i = 0; i < data.length; i += 4) {
+        const isIt = [0, 1, 2].every((part) => Math.abs(data[i + part] - wanted[part]) < 12);
+        if (isIt) rows.push(Math.floor(i / 4 / (end - start)));
+    }
+    return rows.length ? (Math.max(...rows) - Math.min(...rows)) / plot.clientHeight : 0;
+}"""
+
+
+async def test_late_first_token_presses_no_others_flat_and_no_line_crosses_where_nothing_was_measured(
+    page: Page, tmp_path: Path
+) -> None:
+    def second(at: int) -> Point:
+        """Three minutes of 50 ms to 0.4 s, and once a minute; then no stream but one."""
+        measured_s = (0.05 if at // 40 % 2 else 0.4) if at < 180 else None
+        if at == 240:
+            measured_s = 0.2
+        return Point(at_s=STARTED_S + at, ttft_p50_s=measured_s, ttft_p95_s=60.0 if at == 110 else measured_s)
+
+    async with emulated() as cloud, running(cloud, tmp_path) as node:
+        await showing(page, node, msgspec.structs.replace(hello(), history=tuple(second(at) for at in range(300))))
+        await expect(page.locator("#chart-ttft canvas")).to_be_visible()
+
+        async def height(from_s: float, to_s: float, line: str = "--line-2") -> float:
+            """How much of the chart's height the median's line takes from one second to another."""
+            share: float = await page.evaluate(_LINE, [line, from_s / 300, to_s / 300])
+            return share
+
+        await expect(page.locator("#away-note")).to_be_visible()  # its engine was down for half a minute
+        assert await height(10, 100) > 0.15
+        assert await height(105, 125, "--line-3") > 0.4
+        assert await height(185, 230) == 0
+        assert 0 < await height(235, 245) < 0.1
+        assert await height(250, 300) == 0
+
+
+async def test_page_is_used_with_the_keyboard_alone_and_nothing_moves_for_who_wants_that(
+    browser: Browser, tmp_path: Path
+) -> None:
+    async with emulated() as cloud, running(cloud, tmp_path) as node:
+        await scripted_run(node)
+        context = await browser.new_context(reduced_motion="reduce")
+        page = await context.new_page()
+        await page.goto(node.url)
+        await expect(page.locator("#reasons button").first).to_be_visible()
+        order = []
+        for _ in range(40):
+            await page.keyboard.press("Tab")
+            order.append(await page.evaluate("document.activeElement.innerText || document.activeElement.name"))
+            assert await page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none", order
+            if order[-1] == "Ask":
+                break
+        assert order[:6] == ["Skip to the figures", "Traffic", "Engines", "Providers", "Decisions", "Playground"]
+        reasons = [each for each in order if "only model" in each or "cache hit" in each]
+        assert order.index(reasons[0]) < order.index("Pause") < order.index("Ask")
+        moving = "document.getAnimations().filter(each => each.playState === 'running').length"
+        assert await page.evaluate(moving) == 0
+        assert await page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
+        await context.close()
 
 
 def test_page_and_terminal_have_the_same_sentence_for_every_reason() -> None:

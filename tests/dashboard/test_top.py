@@ -135,7 +135,7 @@ async def test_every_panel_shows_the_numbers_of_a_scripted_run(scripted: Scripte
 
 async def test_narrow_terminal_shows_the_same_and_a_tiny_one_says_what_it_needs(scripted: Scripted) -> None:
     async with watching(scripted.node.url, NARROW) as reader:
-        await reader.sees("live", "67 %", "holysheep", "no engine here", "no GPU", "cloud only model")
+        await reader.sees("live", "67 %", "holysheep", "no engine here", "cloud only model")
         await reader.pilot.press("down", "enter")
         await reader.sees("why cache hit. The same question was answered before.", "price $0")
         await reader.pilot.resize_terminal(60, 16)

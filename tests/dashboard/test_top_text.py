@@ -11,9 +11,9 @@ import pytest
 
 from node.dashboard.feed import (
     BudgetWindow,
+    Change,
     DecisionRow,
     Decisions,
-    EngineChange,
     EngineNow,
     GpuNow,
     Hello,
@@ -40,7 +40,7 @@ from node.top.once import on_paper
 from node.top.seen import KEPT_ROWS, Seen
 from node.top.target import Place, Target, here, named
 
-_STARTED_S = 1_800_000_000.0
+STARTED_S = 1_800_000_000.0
 _SUMS = dict.fromkeys(Totals.__struct_fields__, 0)
 _ENGINE = EngineNow(
     state="ready",
@@ -54,9 +54,9 @@ _ENGINE = EngineNow(
     kv_cache_usage=0.62,
     tpot_s=0.0123,
     changes=(
-        EngineChange(at_s=_STARTED_S, state="starting"),
-        EngineChange(at_s=_STARTED_S + 60, state="down", why="EngineCore was killed by signal 9"),
-        EngineChange(at_s=_STARTED_S + 90, state="ready"),
+        Change(at_s=STARTED_S, state="starting"),
+        Change(at_s=STARTED_S + 60, state="down", why="EngineCore was killed by signal 9"),
+        Change(at_s=STARTED_S + 90, state="ready"),
     ),
 )
 _PROVIDER = ProviderNow(
@@ -64,7 +64,7 @@ _PROVIDER = ProviderNow(
     zone="cloud",
     available=False,
     breaker="open",
-    opened_by="upstream_timeout",
+    opened_by="upstream_fault",
     isolated_by=None,
     paused_s=0.0,
     in_flight=0,
@@ -77,8 +77,14 @@ _PROVIDER = ProviderNow(
     prompt_tokens=0,
     completion_tokens=0,
     spent_nano_usd=0,
+    not_closed_for_s=65.0,
+    tried_in_s=3.2,
+    changes=(
+        Change(at_s=STARTED_S, state="closed"),
+        Change(at_s=STARTED_S + 334, state="open", why="upstream_fault"),
+    ),
 )
-_ROW = DecisionRow(at_s=_STARTED_S, request_id=f"01a22c4d{'0' * 18}c0ffee", model="big", tenant="app", ending="done")
+_ROW = DecisionRow(at_s=STARTED_S, request_id=f"01a22c4d{'0' * 18}c0ffee", model="big", tenant="app", ending="done")
 
 
 def point(at_s: float) -> Point:
@@ -95,7 +101,7 @@ def hello(**more: object) -> Hello:
         inside=44,
         totals=Totals(**{**_SUMS, "requests": 9, "local": 8, "cloud": 1, "spent_nano_usd": 1_234_567_000}),
         models=(ModelNow(name="big", queued=7, engine=_ENGINE), ModelNow(name="small", queued=0)),
-        providers=(_PROVIDER, msgspec.structs.replace(_PROVIDER, name="pausing", paused_s=3.0)),
+        providers=(_PROVIDER, msgspec.structs.replace(_PROVIDER, name="pausing", breaker="closed", paused_s=3.0)),
         budget=(BudgetWindow(window="day", limit_nano_usd=2 * 10**9, spent_nano_usd=15 * 10**8, ends_in_s=30000.0),),
         gpus=(
             GpuNow(
@@ -118,10 +124,10 @@ def hello(**more: object) -> Hello:
         feed=1,
         node="0.1.0",
         interval_s=1.0,
-        started_s=_STARTED_S,
+        started_s=STARTED_S,
         emulated=False,
         may_change=False,
-        history=tuple(point(_STARTED_S + second) for second in range(400)),
+        history=tuple(point(STARTED_S + second) for second in range(400)),
         now=msgspec.structs.replace(now, **more),
         decisions=rows,
     )
@@ -166,11 +172,12 @@ def test_engines_gpus_and_providers_are_told_with_their_troubles() -> None:
     for said in (
         "big  ready for 2 h 3 min  running 37 of 64  waiting 2  queue 7  KV ██████░░░░ 62 %",
         "failures 1",
-        "down: EngineCore was killed by signal 9",
+        "down for 30 s: EngineCore was killed by signal 9",
         "small  no engine here  queue 0",
         "GPU 0 NVIDIA H200  VRAM █████████░ 131.0 of 150.0 GiB  97 % busy  61 C  523 W",
         "GPU 1   fallen off the bus",
-        "breaker open, upstream timeout",
+        "open 1 min 5 s, try in 3.20 s",
+        "away for 1 min 5 s: it kept failing",
         "paused for 3.00 s",
         "today, UTC ████████░░ $0.50 left of $2.00  ends in 8 h 20 min",
         "…c0ffee",
@@ -178,6 +185,45 @@ def test_engines_gpus_and_providers_are_told_with_their_troubles() -> None:
         "failed: engine died",
     ):
         assert said in text, f"{said!r} is not in\n{text}"
+
+
+def test_provider_that_pretends_is_told_from_one_that_charges() -> None:
+    pretending = msgspec.structs.replace(_PROVIDER, name="pretending", emulated=True)
+    both = paper(hello(providers=(_PROVIDER, pretending)))
+    assert "Emulated is pretending, on this machine: its answers and its bill are made up." in both
+    assert re.search(r"^a-provider-wi… cloud ", both, re.MULTILINE)
+    assert re.search(r"^pretending +emulator ", both, re.MULTILINE)
+    assert "The cloud is an emulator on this machine" in paper(hello(providers=(pretending,)))
+    assert "mulat" not in paper(hello())
+
+
+def test_small_terminal_has_room_for_the_providers_as_it_leaves_out_that_there_is_no_gpu() -> None:
+    seen = Seen(url="http://127.0.0.1:8000")
+    document = hello(gpus=(), no_gpu_because="no NVIDIA driver")
+    seen.begin(document)
+
+    def drawn(height: int) -> str:
+        return "\n".join(line.plain for line in board(seen, document.now, View.OVERVIEW, 80, height, UNICODE))
+
+    assert "no GPU" not in drawn(24)
+    assert "pausing " in drawn(24)
+    assert "no GPU  no NVIDIA driver" in drawn(40)
+
+
+def test_first_token_that_is_late_a_hundredfold_leaves_the_others_apart() -> None:
+    most = 60.0
+    drawn = charts.log_line([0.1, 0.4, 2.0, 60.0, None, 0.0003], most, UNICODE, "").plain
+    assert drawn == "▁▃▅█ ▁"
+    assert charts.line([0.1, 0.4, 2.0, 60.0], most, UNICODE, "").plain == "▁▁▁█"
+
+
+def test_reasons_of_the_last_minutes_are_counted_by_who_answered() -> None:
+    early = msgspec.structs.replace(point(STARTED_S), reasons={"cloud": {"predicted_late": 3}})
+    late = msgspec.structs.replace(
+        point(STARTED_S + 1), reasons={"cloud": {"predicted_late": 2}, "nobody": {"budget_spent": 1}}
+    )
+    text = paper(msgspec.structs.replace(hello(), history=(early, late)))
+    assert "cloud predicted late 5  nobody budget spent 1" in text
 
 
 def test_ledger_and_gpu_that_cannot_be_read_are_not_told_as_nought() -> None:
@@ -202,7 +248,7 @@ def test_list_says_how_many_decisions_it_was_not_told_of() -> None:
     seen.begin(document)
 
     def second(number: int, skipped: int, rows: int = 2) -> Tick:
-        at_s = _STARTED_S + 400 + number
+        at_s = STARTED_S + 400 + number
         told = [
             msgspec.structs.replace(_ROW, at_s=at_s, request_id=f"{number}-{each}", backend="local")
             for each in range(rows)

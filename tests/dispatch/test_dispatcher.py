@@ -10,11 +10,11 @@ from node.dispatch.dispatcher import Answer
 from node.dispatch.outcome import Ending
 from node.errors import (
     ContextLengthExceeded,
+    EngineAway,
     EngineFailed,
     InvalidRequest,
     ModelNotFound,
     PrivateNotServable,
-    Refused,
     RefusedBusy,
     SpillwayError,
     UpstreamError,
@@ -157,7 +157,7 @@ async def test_pinned_request_never_falls_over_to_the_cloud() -> None:
 async def test_prompt_too_long_for_the_engine_is_tried_in_a_larger_context() -> None:
     home = House(local(ContextLengthExceeded("x")), [cloud()])
     await read(await home.answer())
-    assert home.outcome.backend == "cloud"
+    assert (home.outcome.backend, home.outcome.reason) == ("cloud", Reason.CLOUD_ONLY_LENGTH)
 
 
 @in_virtual_time
@@ -278,7 +278,7 @@ async def test_waiting_too_long_ends_in_the_cloud_with_the_queue_time_told() -> 
 
 
 @in_virtual_time
-async def test_refusal_says_busy_when_the_engine_is_busy_and_no_capacity_when_it_is_not() -> None:
+async def test_refusal_says_busy_when_the_engine_is_busy_and_unavailable_when_it_is_down() -> None:
     home = House(replace(local(HELLO, 100.0, END), slots=1))
     busy = await home.answer(named("a"))
     with pytest.raises(RefusedBusy) as refused:
@@ -287,7 +287,7 @@ async def test_refusal_says_busy_when_the_engine_is_busy_and_no_capacity_when_it
     await busy.aclose()
     assert home.engine is not None
     home.engine.state = EngineState.DOWN
-    with pytest.raises(Refused) as down:
+    with pytest.raises(EngineAway) as down:
         await home.answer(named("c", arrived_s=now_s()))
     assert (down.value.status, [outcome.ending for outcome in home.outcomes]) == (
         503,

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from node.errors import EngineDied, Refused
+from node.errors import EngineAway, EngineDied
 from node.routing.values import EngineState, Reason, Target
 from tests.dispatch.doubles import HELLO, ROLE, WHOLE, House, ScriptedBackend, ScriptedEngine, Step, named, read
 from tests.dispatch.virtual_time import in_virtual_time, now_s, settle
@@ -110,7 +110,7 @@ async def test_pinned_call_that_waits_is_refused_at_once_when_the_engine_is_give
     waiting = asyncio.create_task(home.answer(named("p", pinned=True)))
     await settle()
     state_is(home, EngineState.DOWN)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(EngineAway, match="and the engine is down") as caught:
         await waiting
     assert (caught.value.rule, caught.value.status) == (Reason.NO_PREMISES_CAPACITY, 503)
     first.cancel()

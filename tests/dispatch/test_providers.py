@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from node.errors import SpillwayError, UpstreamAuth, UpstreamQuota, UpstreamRateLimited
+from node.routing.breaker import Verdict
 from tests.dispatch.doubles import House, ScriptedBackend, named, read
 from tests.dispatch.virtual_time import in_virtual_time, now_s
 
@@ -65,4 +66,24 @@ async def test_pause_stands_in_the_statistics() -> None:
     await read(await home.answer())
     paused = home.providers.document(now_s() + 2)["cloud"]
     assert (paused["available"], paused["paused_s"], paused["isolated_by"]) == (False, 5.0, None)
-    assert home.providers.document(now_s() + 8)["cloud"]["available"]
+    assert (paused["tried_in_s"], paused["not_closed_for_s"]) == (5.0, None)
+    later = home.providers.document(now_s() + 8)["cloud"]
+    assert (later["available"], later["tried_in_s"]) == (True, 0.0)
+
+
+@in_virtual_time
+async def test_statistics_say_how_long_a_provider_is_away_and_when_it_is_tried_again() -> None:
+    home = House(None, [ScriptedBackend("cloud"), ScriptedBackend("other")])
+    standing = home.providers.states["cloud"].standing
+    opened_s = now_s()
+    while (ticket := standing.breaker.enter(opened_s)) is not None:
+        standing.report(ticket, Verdict.UPSTREAM_FAULT, opened_s)
+    left_s = standing.breaker.open_for_s(opened_s)
+    away = home.providers.document(opened_s + 0.1)["cloud"]
+    assert (away["breaker"], away["not_closed_for_s"]) == ("open", 0.1)
+    assert away["tried_in_s"] == pytest.approx(left_s - 0.1, abs=0.1)
+    tried = home.providers.document(opened_s + left_s + 60)["cloud"]
+    assert (tried["breaker"], tried["tried_in_s"]) == ("half_open", 0.0)
+    assert tried["not_closed_for_s"] == pytest.approx(left_s + 60, abs=0.1)
+    home.providers.isolate("cloud", opened_s + 61)
+    assert home.providers.document(opened_s + 62)["cloud"]["tried_in_s"] is None

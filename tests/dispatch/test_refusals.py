@@ -7,8 +7,10 @@ import pytest
 from node.audit.refusals import refused_by
 from node.dispatch.outcome import Ending
 from node.errors import (
+    BudgetSpent,
     ContextLengthExceeded,
     CostBudgetTooSmall,
+    EngineAway,
     InvalidRequest,
     LedgerUnavailable,
     OutputTooLong,
@@ -46,7 +48,8 @@ def down() -> ScriptedEngine:
             ContextLengthExceeded,
             "context_length",
         ),
-        (House(down()), REQUEST, Refused, "no_cloud_equivalent"),
+        (House(down()), REQUEST, EngineAway, "no_cloud_equivalent"),
+        (House(down(), [ScriptedBackend("cloud")]), named("r", pinned=True), EngineAway, "no_premises_capacity"),
     ],
 )
 @in_virtual_time
@@ -72,6 +75,31 @@ async def test_output_longer_than_the_engines_context_is_not_sent_elsewhere() ->
     assert (await refused(home)).status == 400
     assert home.clouds["cloud"].permits == []
     assert home.outcome.ending is Ending.REJECTED
+
+
+@pytest.mark.parametrize(
+    ("needs", "said"),
+    [(frozenset(), "can serve `demo`."), (TOOLS, "can serve `demo` with what it asks for (tools).")],
+)
+@in_virtual_time
+async def test_what_is_asked_for_is_blamed_only_where_something_is(needs: frozenset[Capability], said: str) -> None:
+    error = await refused(House(None, [ScriptedBackend("cloud")]), replace(named("r", pinned=True), needs=needs))
+    assert error.message == f"The request is pinned to the premises, and nothing on the premises {said}"
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (EngineState.DOWN, "The request was refused: it is pinned to the premises, and the engine is down."),
+        (EngineState.STARTING, "The request was refused: it is pinned to the premises, and the engine is starting."),
+    ],
+)
+@in_virtual_time
+async def test_who_only_an_engine_that_is_away_may_serve_is_told_so(state: EngineState, said: str) -> None:
+    home = House(ScriptedEngine(state=state))
+    error = await refused(home, named("r", pinned=True))
+    assert (error.message, error.code) == (said, "engine_unavailable")
+    assert "retry-after" in render(error)[1]
 
 
 @pytest.mark.parametrize(("asked", "pinned"), [(100_001, False), (4097, True)])
@@ -105,7 +133,7 @@ async def test_cost_budget_too_small_for_the_only_place_is_a_mistake_no_retry_ca
 async def test_cost_budget_beside_an_engine_without_capacity_may_be_retried() -> None:
     error = await refused(House(down(), [ScriptedBackend("cloud")]), replace(REQUEST, cost_budget_nano_usd=1000))
     assert isinstance(error, Refused)
-    assert "the engine has no capacity for it, and the cloud could cost more than its cost_budget_usd" in error.message
+    assert "the engine is down, and the cloud could cost more than its cost_budget_usd" in error.message
 
 
 @in_virtual_time
@@ -135,6 +163,16 @@ async def test_no_equivalent_is_said_only_where_none_is_declared() -> None:
 async def test_field_that_rules_the_equivalents_out_is_named() -> None:
     error = await refused(House(ScriptedEngine(), [ScriptedBackend("cloud")]), replace(REQUEST, needs=TOOLS))
     assert "none of its cloud equivalents can do what it asks for (tools)" in error.message
+
+
+@in_virtual_time
+async def test_budget_that_says_no_as_the_price_is_written_down_is_the_reason_in_the_statistics_too() -> None:
+    home = House(None, [ScriptedBackend("cloud")])
+    home.ledger.refuses = BudgetSpent("why", rule="budget_spent", retry_after_s=1.0)
+    error = await refused(home)
+    assert render(error)[1]["x-spillway-reason"] == "budget_spent"
+    assert (home.outcome.reason, home.outcome.ending) == (Reason.BUDGET_SPENT, Ending.REFUSED)
+    assert refused_by(home.outcome) is None  # the ledger has told the audit as it refused
 
 
 @in_virtual_time

@@ -12,11 +12,11 @@ import pytest
 
 from node.api.features import admit
 from node.api.schema import parse_chat
-from node.app import policy_for
 from node.caller import ANONYMOUS, Caller
 from node.catalogue import Model
 from node.catalogue_files import load_catalogue
 from node.dispatch.experience import Experience
+from node.policies import policy_for
 from node.routing.profile import StepModel
 from node.routing.values import CloudOption, EngineLoad, EngineState, QueueLoad, Snapshot, Target
 from node.settings import Settings

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from node.catalogue import LocalModel
 from node.routing.values import Capability
+
+# Left to itself vLLM computes on one core of two, and every engine on the same one. Two engines at a time, of two
+# workers of pytest (`scripts/test`), get one each.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    _cores = sorted(os.sched_getaffinity(0))
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", str(_cores[int(worker.removeprefix("gw")) % len(_cores)]))
 
 
 @pytest.fixture(scope="session")

@@ -58,8 +58,8 @@ def test_ctrl_c_twice_stops_the_engine_and_writes_nothing(tmp_path: Path) -> Non
         for _ in range(2):
             child.send_signal(signal.SIGINT)
             time.sleep(0.1)
-        assert child.wait(60) == 130, log.read_text()
-        _, alive = psutil.wait_procs(family, timeout=10)
+        assert child.wait(120) == 130, log.read_text()
+        _, alive = psutil.wait_procs(family, timeout=60)
         assert [each for each in alive if each.status() != psutil.STATUS_ZOMBIE] == []
         assert [path.name for path in tmp_path.iterdir()] == ["log"]
     finally:

@@ -23,7 +23,7 @@ from node.errors import ContextLengthExceeded, EngineUnavailable, InvalidRequest
 from node.local import plain
 from node.local.backend import LocalBackend
 from node.local.engine import LocalEngine
-from node.local.processes import descendants
+from node.local.processes import EngineProcess, descendants
 from node.routing.values import EngineLoad, EngineState
 
 pytestmark = pytest.mark.engine
@@ -124,7 +124,14 @@ async def whole(backend: LocalBackend, call: Call) -> dict[str, Any]:
     return answer
 
 
-async def eventually(condition: Callable[[], bool], within_s: float = 1.0) -> None:
+def named_sockets(process: EngineProcess) -> list[Path]:
+    """Those that it has under a name in the file system."""
+    found = process.find()
+    assert found is not None
+    return [Path(each.laddr) for each in found.net_connections("unix") if each.laddr.startswith("/")]
+
+
+async def eventually(condition: Callable[[], bool], within_s: float = 120.0) -> None:
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - engine state is polled, as routing does
             await asyncio.sleep(0.005)
@@ -192,9 +199,9 @@ async def test_both_ways_of_serving_mean_the_same(
     call, again = make(stream), make(stream)
     again = replace(again, request_id=call.request_id)
     assert plain.fits_fast_path(call)
-    with engine.entering("r", 1) as tally:
+    with engine.work.entering("r", 1) as tally:
         fast = await gather(plain.answer(engine.serving(), call, tally))
-    with engine.entering("r", 1) as tally:
+    with engine.work.entering("r", 1) as tally:
         general = await gather(engine.serving().answer(again, tally))
     assert meaning(fast, call) == meaning(general, again)
 
@@ -309,7 +316,7 @@ async def test_request_body_is_left_as_it_was(backend: LocalBackend) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"logprobs": True}, {"n": 2, "temperature": 1}])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_client_gone_stops_the_engine_within_a_second(
+async def test_client_gone_stops_the_engine_within_a_few_steps(
     engine: LocalEngine, backend: LocalBackend, stream: bool, more: dict[str, Any]
 ) -> None:
     source = backend.open(chat(stream=stream, ignore_eos=True, cap=400, **more))
@@ -320,19 +327,33 @@ async def test_client_gone_stops_the_engine_within_a_second(
         await source.aclose()
     else:
         waiting = asyncio.ensure_future(anext(source))
-        await eventually(lambda: engine.load(1).running > 0, within_s=10.0)
+        await eventually(lambda: engine.load(1).running > 0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
     assert (engine.in_flight, engine.load(0).queued_prefill_tokens) == (0, 0)
+    steps = engine.steps
     await eventually(lambda: engine.load(0).running == 0)
+    assert engine.steps - steps < 100, "of some 400; less than a second of them on a small machine"
 
 
 async def test_warm_up_leaves_a_model_of_steps_and_nothing_else(engine: LocalEngine) -> None:
     load = engine.load(0)
     assert load.step is not None
-    assert load.step.step_s(1, 256) > load.step.step_s(1, 0) > 0
+    assert load.step.step_s(1, 0) > 0
     assert (load.running, load.waiting, load.queued_prefill_tokens) == (0, 0, 0)
+
+
+async def test_model_of_steps_knows_sooner_or_later_that_prompts_take_time(
+    engine: LocalEngine, backend: LocalBackend
+) -> None:
+    """After the warm-up where little else runs on the machine; after more prompts where their time was lost in it."""
+    for number in range(100):
+        step = engine.load(0).step
+        if step is not None and step.step_s(1, 256) > step.step_s(1, 0):
+            return
+        await gather(backend.open(completion(prompt=[(number + token) % 500 for token in range(400)], cap=2)))
+    pytest.fail(f"after {number + 1} prompts: {step}")
 
 
 async def test_prompt_asked_again_comes_from_the_prefix_cache(backend: LocalBackend) -> None:
@@ -376,7 +397,7 @@ async def test_queued_prompt_tokens_are_those_the_engine_counts(engine: LocalEng
     def look() -> None:
         seen.append((engine.load(0).queued_prefill_tokens, engine.serving().llm.get_num_queued_tokens()))
 
-    engine.on_step = look
+    engine.work.on_step = look
     try:
         calls = [
             asyncio.ensure_future(gather(backend.open(chat(stream=stream, ignore_eos=True, cap=20, **more))))
@@ -384,11 +405,11 @@ async def test_queued_prompt_tokens_are_those_the_engine_counts(engine: LocalEng
             for more in ({}, {"n": 2, "temperature": 1}, {"logprobs": True})
             for _ in range(4)
         ]
-        await eventually(lambda: engine.in_flight > 0, within_s=30.0)
+        await eventually(lambda: engine.in_flight > 0)
         calls[-1].cancel()
         await asyncio.gather(*calls, return_exceptions=True)
     finally:
-        engine.on_step = lambda: None
+        engine.work.on_step = lambda: None
     assert any(whole for _, whole in seen)
     # Short prompts are computed in one step, so what is left of them is all of them.
     assert all(left <= whole for left, whole in seen)
@@ -397,12 +418,12 @@ async def test_queued_prompt_tokens_are_those_the_engine_counts(engine: LocalEng
 
 async def test_load_follows_the_work(engine: LocalEngine, backend: LocalBackend) -> None:
     loads: list[EngineLoad] = []
-    engine.answered(100)
-    engine.on_step = lambda: loads.append(engine.load(12))
+    engine.work.stats.answered(100)
+    engine.work.on_step = lambda: loads.append(engine.load(12))
     try:
         await asyncio.gather(*(gather(backend.open(chat(ignore_eos=True, cap=100))) for _ in range(12)))
     finally:
-        engine.on_step = lambda: None
+        engine.work.on_step = lambda: None
     assert max(load.running for load in loads) == 8
     assert max(load.waiting for load in loads) > 0
     assert any(load.sequences_per_s for load in loads)
@@ -426,7 +447,7 @@ async def test_stop_during_start_leaves_nothing_behind(engine: LocalEngine, demo
     before = descendants()
     second = LocalEngine("demo", demo_model)
     starting = asyncio.ensure_future(second.start())
-    await eventually(lambda: bool(descendants() - before), within_s=30.0)
+    await eventually(lambda: bool(descendants() - before))
     await second.stop(grace_s=1.0)
     with pytest.raises(EngineUnavailable):
         await starting
@@ -437,22 +458,25 @@ async def test_stop_during_start_leaves_nothing_behind(engine: LocalEngine, demo
 async def test_killed_engine_fails_its_calls_at_once_and_is_swept(engine: LocalEngine, backend: LocalBackend) -> None:
     processes = engine.processes
     assert processes
+    sockets = [path for process in processes for path in named_sockets(process)]
+    assert sockets
     calls = [
         asyncio.ensure_future(gather(backend.open(chat(stream=stream, ignore_eos=True, cap=400, **more))))
         for stream in (True, False)
         for more in ({}, {"logprobs": True})
     ]
-    await eventually(lambda: engine.load(4).running == 4, within_s=10.0)
+    await eventually(lambda: engine.load(4).running == 4)
     core = min(processes, key=lambda process: process.start_ticks)
     os.kill(core.pid, signal.SIGKILL)
     for call in calls:
         with pytest.raises(EngineUnavailable):
-            await asyncio.wait_for(call, 5.0)
+            await asyncio.wait_for(call, 60.0)
     assert engine.load(0).state is EngineState.DOWN
     with pytest.raises(EngineUnavailable):
         await gather(backend.open(chat()))
     await engine.stop()
     assert not [process for process in processes if process.find()]
+    assert not [path for path in sockets if path.exists()]
     assert engine.in_flight == 0
 
 

@@ -214,8 +214,15 @@ async def test_identical_deterministic_requests_are_answered_from_the_cache(node
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_row_38_client_that_hangs_up_frees_the_engine_within_a_second(node: RunningNode, stream: bool) -> None:
+async def test_row_38_client_that_hangs_up_frees_the_engine_long_before_the_answer_would_end(
+    node: RunningNode, stream: bool
+) -> None:
     pinned = {"require_local": True}
+    began = time.monotonic()
+    hundred = await _raw(node, _chat("Count to a hundred", max_tokens=100, ignore_eos=True, spillway=pinned))
+    assert hundred.json()["usage"]["completion_tokens"] == 100
+    # A second on a machine that has nothing else to do; of the 3000 tokens, less than a fifth.
+    within_s = max(1.0, 5 * (time.monotonic() - began))
     body = _chat("Count for ever", stream=stream, max_tokens=3000, ignore_eos=True, spillway=pinned)
     async with httpx.AsyncClient(timeout=30) as client:
         url = f"{node.url}/v1/chat/completions"
@@ -227,7 +234,7 @@ async def test_row_38_client_that_hangs_up_frees_the_engine_within_a_second(node
         else:
             with pytest.raises(httpx.ReadTimeout):
                 await client.post(url, json=body, timeout=httpx.Timeout(10, read=0.5))
-        give_up = time.monotonic() + 1.0
+        give_up = time.monotonic() + within_s
         while time.monotonic() < give_up:
             stats = await _stats(node)
             engine = stats["engines"]["demo"]
@@ -247,7 +254,7 @@ async def test_a_prompt_beyond_the_context_is_refused_when_pinned(node: RunningN
 async def test_more_output_than_the_engines_context_goes_to_the_cloud_or_is_the_clients_mistake(
     node: RunningNode,
 ) -> None:
-    assert (await _raw(node, _chat(max_tokens=5000))).headers["x-spillway-reason"] == "cloud_only_feature"
+    assert (await _raw(node, _chat(max_tokens=5000))).headers["x-spillway-reason"] == "cloud_only_length"
     sent = len(node.emulator.log.records)
     answer = await _raw(node, _chat(max_tokens=5000, spillway={"require_local": True}))
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "max_tokens")
@@ -333,8 +340,8 @@ async def test_row_68_ctrl_c_lets_a_stream_end_and_leaves_no_process_behind(node
         text = "\n".join([line async for line in lines])
     assert '"finish_reason":"length"' in text
     assert text.rstrip().endswith("data: [DONE]")
-    assert await asyncio.to_thread(node.process.wait, 30) == 0
-    _, alive = psutil.wait_procs(children, timeout=10)
+    assert await asyncio.to_thread(node.process.wait, 120) == 0
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
 
 
@@ -351,8 +358,8 @@ async def test_row_68_sigterm_ends_a_starting_node_and_leaves_no_process_behind(
             children = psutil.Process(process.pid).children(recursive=True)
         assert children
         os.killpg(process.pid, signal.SIGTERM)
-        assert await asyncio.to_thread(process.wait, 60) == 0
-        _, alive = psutil.wait_procs(children, timeout=10)
+        assert await asyncio.to_thread(process.wait, 120) == 0
+        _, alive = psutil.wait_procs(children, timeout=60)
         assert not alive
     finally:
         process.kill() if process.poll() is None else None

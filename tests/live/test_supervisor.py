@@ -190,7 +190,7 @@ async def test_row_60_engine_core_killed_under_load(node: SupervisedNode) -> Non
     back = await node.ask("after the blow", pinned=True)
     back_s = time.monotonic() - killed_s
     assert (back.status_code, back.headers["x-spillway-backend"]) == (200, "local")
-    assert back_s < node.last_start_s() + 5.0
+    assert back_s < 1.5 * node.last_start_s(), "it is not put off"
     await check(load, node)
     print(f"local again {back_s:.1f} s after SIGKILL, of which the start took {node.last_start_s():.1f} s")
     assert [process for process in old if process.find()] == []
@@ -206,10 +206,11 @@ async def test_row_61_engine_core_that_hangs_under_load(node: SupervisedNode) ->
     stopped_s = time.monotonic()
     for text in await asyncio.gather(*load.begun):
         assert "engine_unavailable" in text
-    # In its first minutes an engine has three times the limit; then it is killed, and vLLM tells its callers.
     noticed_s = time.monotonic() - stopped_s
-    assert noticed_s < 3 * 4 + 5
     await check(load, node)
+    # In its first minutes an engine has three times the limit; then it is killed, and vLLM tells its callers, on any
+    # machine long before another one has started.
+    assert noticed_s < 3 * 4 + node.last_start_s() / 2
     back_s = time.monotonic() - stopped_s
     print(f"hang ended after {noticed_s:.1f} s, local again after {back_s:.1f} s; start {node.last_start_s():.1f} s")
     assert [process for process in old if process.find()] == []
@@ -239,8 +240,8 @@ async def test_row_60_worker_alone_killed_under_load(node: SupervisedNode) -> No
     for text in await asyncio.gather(*load.begun):
         assert "engine_unavailable" in text
     noticed_s = time.monotonic() - killed_s
-    assert noticed_s < 15.0
     await check(load, node)
+    assert noticed_s < 1.5 * node.last_start_s()
     back_s = time.monotonic() - killed_s
     print(f"noticed after {noticed_s:.1f} s, local again after {back_s:.1f} s; start {node.last_start_s():.1f} s")
     assert [process for process in old if process.find()] == []
@@ -268,7 +269,7 @@ async def test_row_69_node_killed_under_load_leaves_nothing_and_starts_again(nod
         node.process.wait()
         with pytest.raises(httpx.HTTPError):
             await stream
-        psutil.wait_procs([found for process in old if (found := process.find())], timeout=20)
+        psutil.wait_procs([found for process in old if (found := process.find())], timeout=60)
         assert [process for process in old if process.find()] == []
         left = json.loads(noted.read_text())
         assert left["node"] == {"pid": node.process.pid, "start_ticks": ticks}
@@ -276,7 +277,7 @@ async def test_row_69_node_killed_under_load_leaves_nothing_and_starts_again(nod
         note.write_text(json.dumps(left))
         node.start()
         await node.ready()
-        assert orphan.wait(20) == -signal.SIGTERM
+        assert orphan.wait(60) == -signal.SIGTERM
     assert not note.exists()
     assert not noted.exists()
     assert all(process.find() for process in node.engine_processes())

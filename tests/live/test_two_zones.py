@@ -123,7 +123,7 @@ async def test_copy_of_what_an_engine_that_stands_still_was_given_answers_and_bo
     finally:
         two.signal_engine(signal.SIGCONT)
     request_id = answer.headers["x-request-id"]
-    await until(lambda: len(two.rows(request_id)) == 2 and all(row["ending"] for row in two.rows(request_id)), 5)
+    await until(lambda: len(two.rows(request_id)) == 2 and all(row["ending"] for row in two.rows(request_id)))
     first, copy = two.rows(request_id)
     assert (first["backend"], first["parent_id"], first["ending"]) == ("local", None, "client_closed")
     assert first["charged_nano_usd"] == 0
@@ -148,7 +148,7 @@ async def test_pinned_request_goes_to_the_provider_on_the_premises_while_the_eng
     assert [(each.status_code, each.headers["x-spillway-backend"]) for each in others] == [(200, "near")] * 6
     assert sum("PINNED" in str(record) for record in two.near.log.records) == 6
     assert not any("PINNED" in str(record) for record in two.far.log.records)
-    await until(lambda: two.rows(others[-1].headers["x-request-id"]), 5)
+    await until(lambda: two.rows(others[-1].headers["x-request-id"]))
     (row,) = two.rows(others[-1].headers["x-request-id"])
     assert (row["backend"], row["may_leave"], row["charged_nano_usd"]) == ("near", 0, 0)
-    await until(lambda: not any(path.exists() for path in shared), 10)
+    await until(lambda: not any(path.exists() for path in shared))

@@ -1,5 +1,6 @@
 """Shared memory that a killed process leaves is removed; what anybody else has, or has got the name since, is not."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,39 @@ import pytest
 from node.local.orphans import EngineNote, sweep_orphans
 from node.local.processes import EngineProcess, start_ticks
 from node.local.segments import Segment, segments_of, sweep_segments
+
+# Spawns two that make shared memory and a lock, kills them, and removes what the first had, as an engine's is. They
+# share the queue's locks with this process.
+_NODE = """
+import multiprocessing, sys, time
+from multiprocessing import shared_memory
+from node.local.processes import EngineProcess, start_ticks
+from node.local.segments import forget, segments_of, sweep_segments
+
+def held(names):
+    kept = shared_memory.SharedMemory(create=True, size=4096)
+    lock = multiprocessing.get_context("spawn").Lock()
+    names.put(kept.name)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    names = context.SimpleQueue()
+    engine, other = (context.Process(target=held, args=(names,)) for _ in range(2))
+    engine.start()
+    names.get()
+    had = segments_of([EngineProcess(engine.pid, start_ticks(engine.pid))])
+    if "other" in sys.argv:
+        other.start()
+        print(names.get())
+        other.kill()
+        other.join()
+    engine.kill()
+    engine.join()
+    removed = sweep_segments(had)
+    forget(removed)
+    assert [name[:4] for name in removed] == ["psm_", "sem."], removed
+"""
 
 # Not told to the resource tracker, as after a node that was killed together with it.
 _HOLD = """
@@ -75,6 +109,29 @@ def test_name_that_is_another_segments_by_now_is_left_alone() -> None:
         assert path.exists()
     finally:
         memory.unlink()
+
+
+def test_what_was_removed_is_not_told_as_leaked_at_the_end_and_what_did_leak_still_is(tmp_path: Path) -> None:
+    script = tmp_path / "node_script.py"
+    script.write_text(_NODE)
+    repo = str(Path(__file__).resolve().parents[2])
+
+    def said(*arguments: str) -> tuple[str, str]:
+        ended = subprocess.run(
+            [sys.executable, str(script), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONPATH": repo},
+        )
+        return ended.stdout.strip(), ended.stderr
+
+    assert said() == ("", "")
+    leaked, told = said("other")
+    assert "There appear to be 1 leaked semaphore objects" in told
+    assert "There appear to be 1 leaked shared_memory objects" in told
+    assert "No such file" not in told
+    assert not Path("/dev/shm", leaked).exists(), "which the tracker then removes"
 
 
 @pytest.mark.parametrize("alive", [True, False], ids=["orphaned", "killed with its node"])

@@ -2,8 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,10 @@ import pytest
 from node.backend import Call, Kind
 from node.catalogue import LocalModel
 from node.errors import EngineDied, EngineUnavailable, RequestQuarantined, SettingsError, SpillwayError
-from node.local.outputs import Tally
 from node.local.processes import EngineProcess
 from node.local.supervision import Rules
 from node.local.supervisor import Supervisor, Surroundings
+from node.local.work import Work
 from node.routing.values import EngineLoad, EngineState
 from tests.dispatch.virtual_time import in_virtual_time, now_s
 
@@ -36,6 +36,7 @@ class ScriptedEngine:
         self.killed = self.stopped = False
         self.grace_s: float | None = None
         self.probes = 0
+        self.work = Work(now_s)
         self._fails = fails
         self._on_state = on_state
         self._steps = 0
@@ -69,10 +70,6 @@ class ScriptedEngine:
 
     def load(self, in_flight: int) -> EngineLoad:
         return EngineLoad(state=self.state, capabilities=frozenset(), context_tokens=4096, max_sequences=8)
-
-    @contextmanager
-    def entering(self, call_id: str, sequences: int) -> Iterator[Tally]:
-        yield Tally()
 
     def serving(self) -> Any:
         raise EngineDied("dead")

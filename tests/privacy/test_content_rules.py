@@ -148,6 +148,13 @@ async def test_escaped_text_counts_once_towards_the_limit() -> None:
         ("Project", " Falcon"),
         ('{"n": "M\\u00', 'fcller GmbH"}'),
         ("ACME-", "12", "3456"),
+        ("4111 1111", "1111 1111"),
+        ("4111-1111-", "1111-1111"),
+        ("Project", "Falcon"),
+        ("Say", "41111111", "11111111", "Thanks"),
+        ("x" * 9000, "41111111", "11111111", "y" * 9000),
+        ("x" * 9000, "4111 1111", "1111 1111", "y" * 9000),
+        ("My card: 41111111", "11111111", "x" * 9000),
     ],
 )
 async def test_text_split_over_the_parts_of_a_message_is_seen_whole(parts: tuple[str, ...]) -> None:

@@ -151,7 +151,7 @@ def test_half_open_closes_after_its_successes_in_a_row() -> None:
     line.now_s += 1
     line.call(OK, OK)
     assert line.state() is BreakerState.CLOSED
-    assert line.breaker.opened_by is None
+    assert (line.breaker.opened_by, line.breaker.not_closed_since_s) == (None, None)
 
 
 def test_trial_that_says_nothing_leaves_room_for_the_next() -> None:

@@ -259,9 +259,9 @@ WRITES_8000 = replace(CLOUD, max_output_tokens=8000)
 def test_output_that_only_the_cloud_can_write_goes_there_whatever_the_load(snapshot: Snapshot) -> None:
     asked = replace(snapshot, cloud=(replace(CLOUD, max_output_tokens=4096), WRITES_8000))
     decision = POLICY.decide(LONG, asked, 1000.0)
-    assert (decision.target, decision.reason) == (Target.CLOUD, Reason.CLOUD_ONLY_FEATURE)
+    assert (decision.target, decision.reason) == (Target.CLOUD, Reason.CLOUD_ONLY_LENGTH)
     assert decision.cloud == WRITES_8000
-    assert decide(replace(LONG, asks_output=False), snapshot)[1] is not Reason.CLOUD_ONLY_FEATURE
+    assert decide(replace(LONG, asks_output=False), snapshot)[1] is not Reason.CLOUD_ONLY_LENGTH
 
 
 def test_output_that_nobody_can_write_stays_whatever_the_load() -> None:

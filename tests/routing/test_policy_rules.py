@@ -42,8 +42,8 @@ def test_what_nobody_can_do_is_refused() -> None:
     assert decide(replace(REQUEST, needs=frozenset({Capability.AUDIO}))) == (Target.REFUSE, Reason.NOT_SERVABLE)
 
 
-def test_prompt_beyond_the_local_context_goes_to_a_larger_one() -> None:
-    assert decide(replace(REQUEST, prompt_tokens_estimate=5000))[0] is Target.CLOUD
+def test_prompt_beyond_the_local_context_goes_to_a_larger_one_for_its_length() -> None:
+    assert decide(replace(REQUEST, prompt_tokens_estimate=5000)) == (Target.CLOUD, Reason.CLOUD_ONLY_LENGTH)
 
 
 def test_request_over_budget_goes_to_cloud() -> None:

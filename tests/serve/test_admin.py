@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from node import cli
+from node import cli, serve
+from node.errors import SettingsError
 from tests.serve.node_process import ADMIN_KEY, NodeProcess, chat, emulated, running, until
 
 ALICE, BOB = "sk-alice", "sk-bob"
@@ -105,7 +106,45 @@ def test_row_67_admin_port_that_is_taken_is_named(tmp_path: Path, capsys: pytest
         assert cli.main(["serve", "--config", str(config)]) == 1
     said = capsys.readouterr().err
     assert f"admin: cannot listen on 127.0.0.1:{port}: Address already in use" in said
-    assert said.endswith("Choose another port with admin.port\n")
+    assert said.endswith("Choose another port with admin.port or SPILLWAY_ADMIN_PORT\n")
+
+
+def test_node_at_the_port_of_anothers_admin_api_is_told_whose_it_may_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as others_admin:
+        others_admin.bind(("127.0.0.1", 0))
+        others_admin.listen()
+        config = tmp_path / "spillway.yaml"
+        config.write_text(f"listen: {{port: {others_admin.getsockname()[1]}}}\nadmin: {{port: 0}}\n")
+        assert cli.main(["serve", "--config", str(config)]) == 1
+    said = capsys.readouterr().err
+    assert "It takes two ports, its own and for the admin API the next. Choose another port with --port" in said
+
+
+def test_port_that_both_apis_are_given_is_refused_and_not_silently_left_to_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = tmp_path / "spillway.yaml"
+    config.write_text(
+        f"listen: {{port: {port}}}\nadmin: {{port: {port}}}\nstore: {{folder: {tmp_path / 'data'}}}\ncloud_only: true\n"
+        "providers: {holysheep: {base_url: http://127.0.0.1:9/v1, api_key_env: null}}\n"
+    )
+    assert cli.main(["serve", "--config", str(config)]) == 1
+    assert f"admin: cannot listen on 127.0.0.1:{port}: Address already in use" in capsys.readouterr().err
+
+
+def test_node_that_another_was_quicker_than_says_so(tmp_path: Path) -> None:
+    """Both have bound the port before either listens."""
+    with serve._bind("listen", "127.0.0.1", 0, "--port", 30) as other:
+        port = other.getsockname()[1]
+        with serve._bind("listen", "127.0.0.1", port, "--port", 30) as mine:
+            other.listen()
+            with pytest.raises(SettingsError, match=f"listen: cannot listen on 127.0.0.1:{port}: Address already"):
+                serve._listen("listen", mine, "--port")
 
 
 def test_admin_api_is_not_for_other_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

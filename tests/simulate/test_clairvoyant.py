@@ -8,11 +8,12 @@ import pytest
 
 from node.money import Price, Usage
 from node.routing.profile import EngineProfile, StepModel
-from node.simulate.clairvoyant import ForkableEngine, clairvoyant
+from node.simulate.clairvoyant import clairvoyant
 from node.simulate.engine import Sequence
 from node.simulate.optimum import lower_bound
 from node.simulate.providers import Provider
 from node.simulate.replay import Promise, summary
+from node.simulate.schedule import ForkableEngine
 from node.simulate.values import TraceRequest
 
 PRICE = Price(Decimal(1), Decimal(4))

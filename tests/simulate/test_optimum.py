@@ -1,6 +1,7 @@
 """The clairvoyant optimum: below everything that can be done, and not far below."""
 
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 from node.errors import SettingsError
 from node.money import Price, Usage
 from node.routing.profile import EngineProfile, StepModel
-from node.simulate import optimum
 from node.simulate.optimum import closed_form, lower_bound
 from node.simulate.values import TraceRequest
 
@@ -191,7 +191,7 @@ def test_finer_slots_only_tighten_it_and_only_a_little() -> None:
 
 
 def test_without_scipy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimum, "linprog", None)
+    monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(SettingsError, match=r"pip install scipy"):
         lower_bound([], ENGINE, PRICE, ttft_budget_s=1.0)
 

@@ -202,7 +202,7 @@ def test_bad_traces_are_one_line_and_leave_nothing(
 def test_more_requests_than_fit_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("node.simulate.command._MOST_REQUESTS", 10)
+    monkeypatch.setattr("node.simulate.question._MOST_REQUESTS", 10)
     assert "more than 10 requests" in refused(capsys, "simulate", "poisson")
 
 

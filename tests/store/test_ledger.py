@@ -3,20 +3,24 @@
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
+import psycopg
 import pytest
 from _harness import postgres
 from sqlalchemy import select, text
 
+from node.audit.chain import verify
 from node.dispatch.accounts import Settlement
 from node.dispatch.outcome import Ending
 from node.errors import BudgetSpent, LedgerUnavailable, SettingsError
 from node.money import NO_BUDGET, Budget
 from node.store import database as databases
 from node.store import ledger as ledgers
+from node.store.audit import AuditRow, append
 from node.store.database import Database, StoreUnavailable, place_of
+from node.store.driver import Transaction
 from node.store.ledger import SqlLedger
 from node.store.schema import audit, calls, spend
 from tests.store.entries import DOLLAR, done, entry
@@ -352,6 +356,32 @@ async def test_row_72_server_that_goes_away_and_comes_back(server: postgres.Serv
     with database.reading() as connection:
         assert connection.scalar(select(calls.c.charged_nano_usd).where(calls.c.id == "r1.1")) == 9
         assert not connection.scalar(select(calls.c.id).where(calls.c.id == "r2.1", calls.c.charged_nano_usd > 0))
+    database.close()
+
+
+async def test_row_72_server_that_hangs_up_in_the_middle_of_a_commit(
+    server: postgres.Server | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if server is None:
+        pytest.skip("PostgreSQL's server is not installed (Debian, Ubuntu: apt install postgresql)")
+    ledger = SqlLedger(Database(place_of(tmp_path, server.url)), node_budget=lambda: NO_BUDGET)
+    ledger.start()
+    await admitted_before_long(ledger, 4000)
+
+    def hung_up(transaction: Transaction, rows: Sequence[AuditRow]) -> None:
+        monkeypatch.setattr(ledgers, "append", append)
+        with psycopg.connect(server.url) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", [transaction.cursor.connection.info.backend_pid])
+        append(transaction, rows)
+
+    monkeypatch.setattr(ledgers, "append", hung_up)
+    await refused_for_want_of_a_ledger(ledger, 5000)
+    await admitted_before_long(ledger, 6000)
+    await ledger.close()
+    database = Database(place_of(tmp_path, server.url))
+    with database.reading() as connection:
+        assert connection.scalar(select(calls.c.id).where(calls.c.id == "r5000.1")) is None
+        assert verify(connection).why is None
     database.close()
 
 

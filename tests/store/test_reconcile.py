@@ -282,6 +282,46 @@ def test_command_looks_at_all_of_a_day_that_stands_alone(
     assert "calls found: 1 (1 by model, tokens and time, no other possible)" in capsys.readouterr().out
 
 
+def test_exit_code_tells_differences_from_what_could_not_be_compared(
+    tmp_path: Path, statement: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ledger(tmp_path / "data", cloud_row()):
+        pass
+    config = tmp_path / "spillway.yaml"
+    config.write_text(f"store: {{folder: {tmp_path / 'data'}}}\n")
+    bill = "date,model,prompt_tokens,completion_tokens,cost_nano_usd\n2026-11-29,gpt-4.1,100,20,{}\n"
+
+    def code(text: str, *more: str, provider: str = "holysheep", before: tuple[str, ...] = ()) -> int:
+        path = str(statement(text))
+        return cli.main(["usage", "--config", str(config), *before, "reconcile", path, "--provider", provider, *more])
+
+    assert code(bill.format(130)) == 0
+    assert code(bill.format(131)) == 1
+    assert code("no,columns\n1,2\n") == 2
+    assert code(bill.format(130), provider="nobody") == 2
+    assert code(bill.format(130), "--slack-s", "-1") == 2
+    capsys.readouterr()
+    assert code(bill.format(130), before=("--key", "app")) == 2
+    assert capsys.readouterr().err == "spillway: --key: not for `reconcile`\n"
+
+
+def test_period_and_form_may_be_given_before_the_word_reconcile_too(
+    tmp_path: Path, statement: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ledger(tmp_path / "data", cloud_row()):
+        pass
+    config = tmp_path / "spillway.yaml"
+    config.write_text(f"store: {{folder: {tmp_path / 'data'}}}\n")
+    bill = str(statement("date,model,prompt_tokens,completion_tokens,cost_nano_usd\n2026-11-29,gpt-4.1,100,20,131\n"))
+    line = ["reconcile", bill, "--provider", "holysheep"]
+    usage = ["usage", "--config", str(config)]
+    assert cli.main([*usage, *line, "--csv", "--since", "2026-11-01"]) == 1
+    after = capsys.readouterr().out
+    assert cli.main([*usage, "--csv", "--since", "2026-11-01", *line]) == 1
+    assert capsys.readouterr().out == after
+    assert cli.main([*usage, "--since", "2026-11-30", "--until", "2026-12-01", *line]) == 2, "no calls in that time"
+
+
 async def test_emulators_own_bill_agrees_with_the_ledger_and_tells_what_was_cut(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,8 @@ import { REASONS } from "./reasons.js";
 
 const KEPT = 200;
 const PAGE = 12;
+const MOST_REASONS = 12;
+const PLACES = { local: "local", premises: "premises", cloud: "cloud", cache: "cache", nobody: "unserved" };
 const ENDINGS = ["done", "failed", "refused", "rejected", "client_closed"];
 
 export function makeDecisions() {
@@ -15,6 +17,7 @@ export function makeDecisions() {
   let found = null; // what the node answered to the filter; null without one
   let searched = 0;
   let shown = PAGE;
+  let reasons = []; // of the last minutes: ["place reason", how many]
   let paused = false;
   let error = "";
   let timer = 0;
@@ -26,6 +29,7 @@ export function makeDecisions() {
     clearTimeout(timer);
     shown = PAGE;
     timer = setTimeout(search, 200);
+    drawReasons();
   });
   $("pause").addEventListener("click", () => {
     paused = !paused;
@@ -76,7 +80,40 @@ export function makeDecisions() {
     $("decisions-count").textContent = (found ? `${count(found.length)}${found.length === 100 ? " or more" : ""} of the last ${count(searched)}` : list.length ? "newest first" : "") + (paused ? " · paused" : "");
   }
 
+  function drawReasons() {
+    fill($("reasons"), reasons.length ? h("li", { class: "faint", text: "In five minutes" }) : null, reasons.map(([key, n]) => {
+      const [place, reason] = key.split(" ");
+      return h("li", {}, h("button", { type: "button", class: "quiet", "aria-pressed": String(form.reason.value === reason), title: REASONS[reason] ?? "", onclick: () => only(reason) },
+        h("span", { class: `place ${PLACES[place]}`, text: place }), h("span", { text: words(reason) }), h("b", { text: count(n) })));
+    }));
+  }
+
+  /** Only those with this reason; those with any, if it was chosen already. */
+  function only(reason) {
+    form.reason.value = form.reason.value === reason ? "" : reason;
+    shown = PAGE;
+    drawReasons();
+    search();
+  }
+
   return {
+    /**
+     * Who answered and why in the last minutes, what nobody did and the most frequent of the rest, in an order that does
+     * not change with the counts.
+     */
+    reasons(points) {
+      const sums = new Map();
+      for (const point of points) {
+        for (const [place, counts] of Object.entries(point.reasons ?? {})) {
+          for (const [reason, n] of Object.entries(counts)) sums.set(`${place} ${reason}`, (sums.get(`${place} ${reason}`) ?? 0) + n);
+        }
+      }
+      const placeOf = ([key]) => Object.keys(PLACES).indexOf(key.split(" ")[0]);
+      const weight = ([key, n]) => (key.startsWith("nobody ") ? Infinity : n);
+      reasons = [...sums].sort((a, b) => (weight(a) === weight(b) ? 0 : weight(b) - weight(a))).slice(0, MOST_REASONS)
+        .sort((a, b) => placeOf(a) - placeOf(b) || a[0].localeCompare(b[0]));
+      drawReasons();
+    },
     begin(decisions, providers) {
       rows = [...decisions];
       const chosen = form.backend.value;

@@ -35,8 +35,10 @@ function draw() {
   panels.tiles(points, latest);
   panels.gpus(latest);
   panels.engines(latest, end);
-  panels.providers(latest, hello.may_change ? change : null);
+  panels.providers(latest, end, hello.may_change ? change : null);
   panels.money(latest);
+  panels.troubles(latest);
+  decisions.reasons(points);
   charts.show(points.length ? points : [{ at_s: end }], latest, end);
   notices();
   $("foot").textContent = `Spillway ${hello.node} · running for ${duration(latest.uptime_s)} since ${timeOf(hello.started_s)} · figures of ${timeOf(end)}`;
@@ -50,7 +52,9 @@ function notices(lost = null) {
     if (latest.draining) list.push(h("p", { class: "notice warn", text: `The node is shutting down: ${latest.inside} requests are still being answered.` }));
     else if (!latest.ready) list.push(h("p", { class: "notice warn", text: "Not ready: an engine starts for the first time, or is away with no provider in its place." }));
     if (latest.strain && latest.strain !== "calm") list.push(h("p", { class: "notice warn", text: `The machine is ${latest.strain}: the node holds fewer requests.` }));
-    if (hello.emulated) list.push(h("p", { class: "notice", text: "The cloud is an emulator on this machine: its answers and its bill are made up, and nothing leaves." }));
+    const clouds = latest.providers.filter((each) => each.zone === "cloud");
+    const pretended = clouds.filter((each) => each.emulated).map((each) => each.name);
+    if (pretended.length) list.push(h("p", { class: "notice", text: pretended.length < clouds.length ? `An emulator on this machine, with answers and a bill that are made up: ${pretended.join(", ")}.` : "The cloud is an emulator on this machine: its answers and its bill are made up, and nothing leaves." }));
   }
   fill($("notices"), list);
 }

@@ -20,7 +20,7 @@ export function tiles(points, now) {
     tile("kept", "Within the budget", promised ? share(kept / promised) : total.promises ? share(total.promises_kept / total.promises) : NONE,
       promised ? `first tokens, last 5 min` : total.promises ? "first tokens, since the start" : "no streamed answer yet", promised && kept / promised < 0.95 ? "warn" : ""),
     tile("spent", "Spent", dollars(total.spent_nano_usd), `in ${duration(now.uptime_s)}`),
-    tile("saved", "Saved", dollars(total.cloud_nano_usd - total.spent_nano_usd), `of ${dollars(total.cloud_nano_usd)}, all in the cloud`),
+    tile("saved", "Saved", dollars(total.cloud_nano_usd - total.spent_nano_usd), `of ${dollars(total.cloud_nano_usd)} all-cloud`),
     now.budget === null
       ? tile("left", "Budget left", NONE, "the ledger cannot be read", "warn")
       : tightest === null
@@ -55,7 +55,8 @@ export function gpus(now) {
   )));
 }
 
-const ENGINE_TONE = { ready: "good", starting: "wait", suspect: "warn", asleep: "wait", down: "bad", given_up: "bad" };
+const STATES = { closed: "in use", open: "away", isolated: "left alone" };
+const STATE_TONE = { closed: "good", open: "bad", isolated: "bad", ready: "good", starting: "wait", suspect: "warn", asleep: "wait", down: "bad", given_up: "bad" };
 const badge = (tone, text) => h("span", { class: `badge ${tone}`, text });
 const fact = (name, value) => h("div", {}, h("dt", { text: name }), h("dd", { text: value }));
 
@@ -65,7 +66,7 @@ export function engines(now, at) {
     if (!engine) return h("article", { class: "card" }, h("div", { class: "card-head" }, h("h3", { text: model.name }), badge("none", "no engine here")), h("p", { class: "faint", text: "The cloud serves this model." }));
     const state = engine.given_up ? "given_up" : engine.state;
     return h("article", { class: "card", "data-engine": model.name },
-      h("div", { class: "card-head" }, h("h3", { text: model.name }), badge(ENGINE_TONE[state], words(state))),
+      h("div", { class: "card-head" }, h("h3", { text: model.name }), badge(STATE_TONE[state], words(state))),
       h("p", { class: "faint", text: `for ${duration(engine.since_s)}${engine.rebuild_in_s !== null ? ` · started anew in ${duration(engine.rebuild_in_s)}` : ""}` }),
       state === "down" || state === "given_up" ? h("p", { class: "error", text: engine.why ?? "" }) : null,
       meter("Running", engine.max_sequences ? engine.running / engine.max_sequences : 0, `${count(engine.running)} of ${count(engine.max_sequences)}`),
@@ -76,34 +77,58 @@ export function engines(now, at) {
   }));
 }
 
-/** The engine's states as a bar of proportional lengths, and in words. */
+/** What states an engine or a provider was in, as a bar of proportional lengths, and in words. */
 function strip(changes, at) {
   if (!changes.length) return null;
   const from = changes[0].at_s;
+  const lasted = (i) => Math.max(0, (changes[i + 1]?.at_s ?? at) - changes[i].at_s);
+  const nameOf = (state) => STATES[state] ?? words(state);
   const bar = h("div", { class: "strip", "aria-hidden": "true" }, changes.map((change, i) => {
-    const part = h("i", { class: ENGINE_TONE[change.state], title: words(change.state) });
-    part.style.flexGrow = String(Math.max(0.01, ((changes[i + 1]?.at_s ?? at) - change.at_s) / Math.max(1, at - from)));
+    const part = h("i", { class: STATE_TONE[change.state], title: nameOf(change.state) });
+    part.style.flexGrow = String(Math.max(0.01, lasted(i) / Math.max(1, at - from)));
     return part;
   }));
-  const items = [...changes].reverse().slice(0, 5).map((change) => h("li", {}, h("time", { text: timeOf(change.at_s) }), badge(ENGINE_TONE[change.state], words(change.state)), change.why ? h("span", { class: "faint", text: change.why }) : null));
+  const items = changes.map((change, i) => h("li", {}, h("time", { text: timeOf(change.at_s) }), badge(STATE_TONE[change.state], nameOf(change.state)), h("span", { text: `for ${duration(lasted(i))}` }), change.why ? h("span", { class: "faint", text: CAUSES[change.why] ?? change.why }) : null)).reverse().slice(0, 5);
   return h("div", { class: "history" }, h("h4", { text: "History" }), bar, h("ol", {}, items));
 }
 
 const BREAKER_TONE = { closed: "good", half_open: "warn", open: "bad", isolated: "bad" };
 
-export function providers(now, change) {
+const CAUSES = { upstream_fault: "it kept failing", local_fault: "it could not be reached", operator: "by the operator" };
+
+/** Why nothing or little goes to a provider, for how long already, and when it is tried again; nothing if it is used. */
+function trouble(each) {
+  const since = each.not_closed_for_s === null ? "" : ` for ${duration(each.not_closed_for_s)}`;
+  const next = each.tried_in_s > 0 ? `The next call is tried in ${seconds(each.tried_in_s)}.` : "One call at a time is let through to see.";
+  const why = each.isolated_by ?? each.opened_by; // neither while a provider that was left alone is tried again
+  const cause = why === null ? "" : `: ${CAUSES[why] ?? words(why)}`;
+  if (each.isolated_by) return `Left alone${since}${cause}. Nothing goes there until somebody takes that back.`;
+  if (each.breaker !== "closed") return `Away${since}${cause}. ${next}`;
+  return each.paused_s > 0 ? `It asked for a pause. ${next}` : null;
+}
+
+/** A mark at the links on top, which are always to be seen, to where something is wrong. */
+export function troubles(now) {
+  $("engines-trouble").hidden = now.models.every(({ engine }) => !engine || (engine.state === "ready" && !engine.given_up) || engine.state === "asleep");
+  $("providers-trouble").hidden = now.providers.every((each) => trouble(each) === null);
+}
+
+/** Every provider. `at` is now; `change(name, how)` leaves one alone or uses it again, null where nobody may. */
+export function providers(now, at, change) {
   if (!now.providers.length) {
     fill($("provider-list"), h("p", { class: "card empty", text: "No provider is configured: nothing can leave this machine." }));
     return;
   }
   fill($("provider-list"), now.providers.map((each) => {
-    const standing = each.isolated_by ? ["bad", "left alone"] : each.paused_s > 0 ? ["warn", `paused ${seconds(each.paused_s)}`] : [BREAKER_TONE[each.breaker] ?? "warn", `breaker ${words(each.breaker)}`];
-    const why = each.isolated_by ? `by ${each.isolated_by === "operator" ? "the operator" : words(each.isolated_by)}` : each.opened_by ? `after ${words(each.opened_by)}` : each.available ? "takes calls" : "takes no calls";
+    const standing = each.isolated_by ? ["bad", "left alone"] : each.breaker === "closed" && each.paused_s > 0 ? ["warn", `paused ${seconds(each.paused_s)}`] : [BREAKER_TONE[each.breaker] ?? "warn", `breaker ${words(each.breaker)}`];
+    const why = trouble(each);
     return h("article", { class: "card", "data-provider": each.name },
-      h("div", { class: "card-head" }, h("h3", { text: each.name }), badge(...standing)),
-      h("p", { class: "faint", text: `${each.zone === "premises" ? "on the premises" : "in the cloud"} · ${why} · ${count(each.in_flight)} under way` }),
+      h("div", { class: "card-head" }, h("h3", { text: each.name }), each.emulated ? badge("wait", "emulator") : null, badge(...standing)),
+      h("p", { class: "faint", text: `${each.emulated ? "on this machine, its prices are made up" : each.zone === "premises" ? "on the premises" : "in the cloud"} · ${count(each.in_flight)} under way` }),
+      why ? h("p", { class: "error", text: why }) : null,
       h("div", { class: "percentiles" }, ["50", "95", "99"].map((p) => h("div", {}, h("b", { text: seconds(each[`ttft_p${p}_s`]) }), h("span", { text: `TTFT p${p}` })))),
       h("dl", { class: "facts" }, fact("Spent", dollars(each.spent_nano_usd)), fact("Answers", count(each.requests)), fact("Tokens", count(each.prompt_tokens + each.completion_tokens)), fact("Counted on", seconds(each.counted_on_s))),
+      each.changes.length > 1 ? strip(each.changes, at) : null,
       change ? h("button", { type: "button", class: "quiet", text: each.isolated_by ? "Use it again" : "Leave it alone", onclick: () => change(each.name, each.isolated_by ? "restore" : "isolate") }) : null,
     );
   }));

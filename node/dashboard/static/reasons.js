@@ -18,6 +18,7 @@ export const REASONS = {
   low_vram: "Too little GPU memory was free.",
   engine_not_ready: "The engine was starting or down.",
   cloud_only_feature: "It wants something that the engine does not offer.",
+  cloud_only_length: "It is longer than the engine's context.",
   cloud_only_model: "The model has no engine here.",
   local_failed: "The engine failed on it, and the cloud took over.",
   hedged: "It was late here, and a copy that was sent to the cloud was faster.",

@@ -24,7 +24,7 @@ async def test_row_67_without_a_cloud_the_node_ends_with_one_line(tmp_path: Path
         node.config.write_text(_ALONE.format(port=node.port) + _ENGINE)
         node.start()
         try:
-            assert await node.ended(120) == 1
+            assert await node.ended(300) == 1
         finally:
             node.kill()
     last = node.log_text().strip().splitlines()[-1]
@@ -39,7 +39,7 @@ async def test_row_67_the_cloud_stands_in_and_readyz_says_why(tmp_path: Path) ->
         node.config.write_text(node.config.read_text().replace("cloud_only: true", ""))
         node.start()
         try:
-            await until(lambda: "GIVEN UP" in node.log_text(), 120)
+            await until(lambda: "GIVEN UP" in node.log_text(), 300)
             await node.until_ready()
             model = (await node.get("/readyz")).json()["models"]["demo"]
             assert (model["engine"], model["supervision"]["given_up"]) == (EngineState.DOWN, True)
@@ -57,7 +57,7 @@ async def test_row_67_context_that_does_not_fit_the_cache_ends_with_what_to_do(t
         node.config.write_text(_ALONE.format(port=node.port) + "engine: {demo: {kv_cache_memory_bytes: 4194304}}\n")
         node.start()
         try:
-            assert await node.ended(120) == 1
+            assert await node.ended(300) == 1
         finally:
             node.kill()
     (said,) = [line for line in node.log_text().splitlines() if line.startswith("spillway: ")]
