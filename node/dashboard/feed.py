@@ -195,7 +195,7 @@ class Now(_Part, frozen=True, kw_only=True, omit_defaults=False):
     strain: str = "calm"
 
 
-class DecisionRow(_Part, frozen=True, kw_only=True):
+class DecisionRow(_Part, frozen=True, kw_only=True, gc=False):
     """One request that has ended: where it went, why, and what came of it. The fields are `Outcome`'s."""
 
     at_s: float

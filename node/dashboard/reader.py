@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from statistics import median
 from typing import Any, Final
 
-from node.dashboard.decisions import DecisionLog, Ended, as_row, rounded, some_of_each
+from node.dashboard.decisions import DecisionLog, Ended, rounded, some_of_each
 from node.dashboard.feed import (
     BudgetWindow,
     DecisionRow,
@@ -94,7 +93,7 @@ class Reader:
         return Reading(
             point=self._point(sums, before, passed_s, ended, now),
             now=now,
-            decisions=tuple(as_row(*each) for each in shown),
+            decisions=tuple(each.row for each in shown),
             skipped=added - len(shown),
         )
 
@@ -156,10 +155,10 @@ class Reader:
 
     def _reasons(self, ended: Iterable[Ended]) -> dict[str, dict[str, int]]:
         found: dict[str, dict[str, int]] = {}
-        counted = Counter((outcome.backend, outcome.reason) for _, outcome in ended if outcome.reason is not None)
+        counted = Counter((each.row.backend, each.row.reason) for each in ended if each.row.reason is not None)
         for (backend, reason), count in counted.items():
             place = found.setdefault("nobody" if backend is None else self._place(backend), {})
-            place[reason.value] = place.get(reason.value, 0) + count
+            place[reason] = place.get(reason, 0) + count
         return found
 
     def _point(self, sums: Totals, before: Totals, passed_s: float, ended: Iterable[Ended], now: Now) -> Point:
@@ -167,9 +166,9 @@ class Reader:
             change: int = getattr(sums, name) - getattr(before, name)
             return round(change / passed_s, 2)
 
-        begun = [outcome for _, outcome in ended if outcome.ttft_s is not None and outcome.ending is not Ending.REFUSED]
-        ttfts = sorted(outcome.ttft_s for outcome in begun if outcome.ttft_s is not None)
-        foreseen = [outcome.foreseen[-1] for outcome in begun if outcome.backend == LOCAL and outcome.foreseen]
+        begun = [each for each in ended if each.row.ttft_s is not None and each.row.ending != Ending.REFUSED]
+        ttfts = sorted(each.row.ttft_s for each in begun if each.row.ttft_s is not None)
+        here = [each for each in begun if each.row.backend == LOCAL]
         return Point(
             at_s=round(self._sources.unix_s(), 2),
             local_per_s=per_s("local"),
@@ -178,8 +177,8 @@ class Reader:
             cache_per_s=per_s("cache"),
             unserved_per_s=per_s("unserved"),
             tokens_per_s=per_s("completion_tokens"),
-            predicted_ttft_s=_median(each.predicted_s for each in foreseen),
-            measured_ttft_s=_median(each.took_s for each in foreseen),
+            predicted_ttft_s=_median(each.predicted_s for each in here if each.predicted_s is not None),
+            measured_ttft_s=_median(each.took_s for each in here if each.took_s is not None),
             ttft_p50_s=_median(ttfts),
             ttft_p95_s=rounded(ttfts[min(len(ttfts) - 1, int(0.95 * len(ttfts)))]) if ttfts else None,
             promises=sums.promises - before.promises,
@@ -253,7 +252,7 @@ class Reader:
 
     def newest(self, count: int) -> tuple[DecisionRow, ...]:
         """The last decisions, newest first."""
-        return tuple(as_row(*each) for each in islice(self._decisions.newest(count), count))
+        return tuple(each.row for each in self._decisions.newest(count))
 
 
 def _median(values: Iterable[float]) -> float | None:

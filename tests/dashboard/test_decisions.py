@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from node.dashboard.decisions import DecisionLog, Query, some_of_each
+from node.dashboard.decisions import DecisionLog, Query, as_ended, some_of_each
 from node.dispatch.outcome import Ending, Outcome
 from node.routing.values import Reason
 from tests.outcomes import SERVED_HERE
@@ -16,18 +16,18 @@ def outcome(number: int = 0, **more: Any) -> Outcome:
 
 
 def test_quiet_second_is_shown_whole_and_in_order() -> None:
-    ended = [(float(number), outcome(number)) for number in range(40)]
+    ended = [as_ended(float(number), outcome(number)) for number in range(40)]
     assert some_of_each(ended, 40) == ended
 
 
 def test_rare_decision_is_shown_though_thousands_of_another_kind_come_with_it() -> None:
-    ended = [(float(number), outcome(number)) for number in range(2000)]
-    rare = (1000.5, outcome(9999, backend=None, ending=Ending.REFUSED, reason=Reason.BUDGET_SPENT))
+    ended = [as_ended(float(number), outcome(number)) for number in range(2000)]
+    rare = as_ended(1000.5, outcome(9999, backend=None, ending=Ending.REFUSED, reason=Reason.BUDGET_SPENT))
     ended.insert(1000, rare)
     shown = some_of_each(ended, 40)
     assert rare in shown
     assert len(shown) == 40
-    assert shown == sorted(shown, key=lambda each: each[0])
+    assert shown == sorted(shown, key=lambda each: each.row.at_s)
 
 
 def test_only_the_last_are_kept_and_the_newest_come_first() -> None:
@@ -36,7 +36,7 @@ def test_only_the_last_are_kept_and_the_newest_come_first() -> None:
         log.add(outcome(number))
     assert (log.added, len(log)) == (5, 3)
     assert [each.request_id for each in log.find(Query(), 10)] == ["id-4", "id-3", "id-2"]
-    assert [each.request_id for _, each in log.newest(2)] == ["id-4", "id-3"]
+    assert [each.row.request_id for each in log.newest(2)] == ["id-4", "id-3"]
 
 
 def test_found_by_backend_reason_ending_and_part_of_an_id_or_code() -> None:
