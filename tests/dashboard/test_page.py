@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
@@ -94,6 +95,31 @@ async def test_decisions_are_filtered_by_the_node_which_remembers_more(page: Pag
         await page.locator("#filters [name=text]").fill(answer.headers["x-request-id"])
         await expect(page.locator("#decision-rows tr")).to_have_count(1)
         await expect(page.locator("#decision-rows .why")).to_contain_text("The model has no engine here.")
+
+
+async def test_search_that_is_answered_late_does_not_take_the_place_of_a_newer_one(page: Page, tmp_path: Path) -> None:
+    let_go, gone = asyncio.Event(), asyncio.Event()
+
+    async def held_up(route: Route) -> None:
+        await let_go.wait()
+        await route.continue_()
+        gone.set()
+
+    async with emulated() as cloud, running(cloud, tmp_path) as node:
+        await scripted_run(node)
+        await page.goto(node.url)
+        await expect(page.locator("#decision-rows tr")).to_have_count(6)
+        await page.route("**/dashboard/decisions?backend=cache", held_up)
+        async with page.expect_request("**/dashboard/decisions?backend=cache"):
+            await page.locator("#filters [name=backend]").select_option("cache")
+        await page.locator("#filters [name=backend]").select_option("none")
+        await expect(page.locator("#decision-rows tr")).to_have_count(1)
+        async with page.expect_response("**/dashboard/decisions?backend=cache") as late:
+            let_go.set()
+        await gone.wait()
+        await (await late.value).finished()
+        await page.evaluate("() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+        await expect(page.locator("#decision-rows tr")).to_contain_text("nobody")
 
 
 async def test_playground_streams_and_says_where_why_how_fast_and_for_how_much(page: Page, tmp_path: Path) -> None:

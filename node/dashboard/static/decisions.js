@@ -16,6 +16,7 @@ export function makeDecisions() {
   let rows = []; // newest first
   let found = null; // what the node answered to the filter; null without one
   let searched = 0;
+  let searches = 0; // so many were begun: only the last one counts
   let shown = PAGE;
   let reasons = []; // of the last minutes: ["place reason", how many]
   let paused = false;
@@ -46,6 +47,7 @@ export function makeDecisions() {
 
   async function search() {
     const query = filter();
+    const asked = ++searches;
     error = "";
     if (!Object.keys(query).length) {
       found = null;
@@ -54,10 +56,13 @@ export function makeDecisions() {
     }
     try {
       const answer = await fetch(`/dashboard/decisions?${new URLSearchParams(query)}`, { headers: authorization(), cache: "no-store" });
-      if (answer.ok) ({ decisions: found, searched } = await answer.json());
-      else error = await messageOf(answer);
+      const told = answer.ok ? await answer.json() : { error: await messageOf(answer) };
+      if (asked !== searches) return; // something else has been asked for since
+      if (answer.ok) ({ decisions: found, searched } = told);
+      else ({ error } = told);
     } catch (failure) {
       if (!(failure instanceof TypeError)) throw failure;
+      if (asked !== searches) return;
       error = "The node does not answer.";
     }
     draw();
