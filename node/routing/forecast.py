@@ -31,6 +31,7 @@ _LEAST_FEED_TOKENS = 512.0  # in a step however long it takes: below that the fi
 _PINNED_LEAVES = 0.33  # of what others leave free in the KV cache, for what runs to grow into
 _MOST_PINNED_SHARE = 0.5  # of the engine's time: beyond that, no forecast
 _LEAST_LEFT = 0.1  # of what is freed, to those who are not pinned
+_LEAST_PER_S = 1e-9  # sequences finishing: what takes longer than a life is not known to end
 _DEFAULTS = Limits()
 
 
@@ -162,7 +163,7 @@ def _wait_s(features: Features, engine: EngineLoad, queue: QueueLoad, limits: Li
         over = used + wanted + features.prompt_tokens_estimate - limit
     if missing <= 0 and (over <= 0.0 or used <= 0.0):
         return 0.0
-    if not engine.sequences_per_s or engine.step is None:
+    if engine.sequences_per_s is None or engine.sequences_per_s < _LEAST_PER_S or engine.step is None:
         return None
     running = max(1, engine.running)
     overtaking = features.may_leave

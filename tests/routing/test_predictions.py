@@ -126,6 +126,7 @@ def test_prompts_of_those_who_cannot_leave_make_one_wait_longer_that_can() -> No
         replace(ENGINE, step=None),
         replace(ENGINE, in_flight=5, sequences_per_s=None),
         replace(ENGINE, in_flight=5, sequences_per_s=0.0),
+        replace(ENGINE, in_flight=5, sequences_per_s=5e-324),
     ],
 )
 def test_what_was_never_measured_is_not_guessed(cold: EngineLoad) -> None:
