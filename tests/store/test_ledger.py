@@ -55,6 +55,13 @@ def server() -> Iterator[postgres.Server | None]:
         yield running
 
 
+@pytest.fixture
+def installed_server(server: postgres.Server | None) -> postgres.Server:
+    if server is None:
+        pytest.skip("PostgreSQL's server is not installed (Debian, Ubuntu: apt install postgresql)")
+    return server
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def database(
     request: pytest.FixtureRequest, tmp_path: Path, server: postgres.Server | None
@@ -269,15 +276,15 @@ async def admitted_before_long(ledger: SqlLedger, first: int) -> None:
     pytest.fail("the ledger did not come back")
 
 
-def sqlite_ledger(folder: Path) -> SqlLedger:
-    ledger = SqlLedger(Database(place_of(folder, None)), node_budget=lambda: NO_BUDGET)
+def begun_ledger(folder: Path, url: str | None = None) -> SqlLedger:
+    ledger = SqlLedger(Database(place_of(folder, url)), node_budget=lambda: NO_BUDGET)
     ledger.start()
     return ledger
 
 
 async def test_row_71_another_process_holds_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(databases, "_BUSY_S", 0.05)
-    ledger = sqlite_ledger(tmp_path)
+    ledger = begun_ledger(tmp_path)
     await ledger.admit(entry(1), NO_BUDGET)
     other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
@@ -295,13 +302,13 @@ async def test_row_71_another_process_holds_the_database(tmp_path: Path, monkeyp
 
 
 async def test_row_71_file_taken_away_while_in_use_or_before_the_start_is_not_begun_again(tmp_path: Path) -> None:
-    ledger = sqlite_ledger(tmp_path)
+    ledger = begun_ledger(tmp_path)
     await ledger.admit(entry(1), NO_BUDGET)
     aside = tmp_path / "aside"
     (tmp_path / "ledger.db").rename(aside)
     assert "taken away" in await refused_for_want_of_a_ledger(ledger, 2)
     await ledger.close()
-    again = sqlite_ledger(tmp_path)
+    again = begun_ledger(tmp_path)
     assert "backup" in await refused_for_want_of_a_ledger(again, 3)
     aside.rename(tmp_path / "ledger.db")
     await admitted_before_long(again, 10)
@@ -309,7 +316,7 @@ async def test_row_71_file_taken_away_while_in_use_or_before_the_start_is_not_be
 
 
 async def test_row_71_damaged_file_is_left_as_it_is_and_nothing_is_spent(tmp_path: Path) -> None:
-    ledger = sqlite_ledger(tmp_path)
+    ledger = begun_ledger(tmp_path)
     for number in range(200):
         ledger.note(entry(number), done(0))
     await ledger.admit(entry(1000), NO_BUDGET)
@@ -318,7 +325,7 @@ async def test_row_71_damaged_file_is_left_as_it_is_and_nothing_is_spent(tmp_pat
     damaged = bytearray(file.read_bytes())
     damaged[3 * 4096 : 12 * 4096] = os.urandom(9 * 4096)
     file.write_bytes(damaged)
-    again = sqlite_ledger(tmp_path)
+    again = begun_ledger(tmp_path)
     assert "damaged" in await refused_for_want_of_a_ledger(again, 3)
     await again.close()
     assert file.read_bytes()[3 * 4096 : 12 * 4096] == damaged[3 * 4096 : 12 * 4096]
@@ -332,27 +339,24 @@ async def test_row_71_file_that_may_not_be_written(tmp_path: Path) -> None:
     else:
         folder = tmp_path / "mine"
         folder.mkdir(mode=0o500)
-    ledger = sqlite_ledger(folder)
+    ledger = begun_ledger(folder)
     assert str(folder) in await refused_for_want_of_a_ledger(ledger, 1)
     await ledger.close()
 
 
-async def test_row_72_server_that_goes_away_and_comes_back(server: postgres.Server | None, tmp_path: Path) -> None:
-    if server is None:
-        pytest.skip("PostgreSQL's server is not installed (Debian, Ubuntu: apt install postgresql)")
-    ledger = SqlLedger(Database(place_of(tmp_path, server.url)), node_budget=lambda: NO_BUDGET)
-    ledger.start()
+async def test_row_72_server_that_goes_away_and_comes_back(installed_server: postgres.Server, tmp_path: Path) -> None:
+    ledger = begun_ledger(tmp_path, installed_server.url)
     await ledger.admit(entry(1), NO_BUDGET)
-    server.stop()
+    installed_server.stop()
     try:
         ledger.settle("r1.1", done(9))
         with pytest.raises(LedgerUnavailable):
             await ledger.admit(entry(2), NO_BUDGET)
     finally:
-        server.start()
+        installed_server.start()
     await admitted_before_long(ledger, 10)
     await ledger.close()
-    database = Database(place_of(tmp_path, server.url))
+    database = Database(place_of(tmp_path, installed_server.url))
     with database.reading() as connection:
         assert connection.scalar(select(calls.c.charged_nano_usd).where(calls.c.id == "r1.1")) == 9
         assert not connection.scalar(select(calls.c.id).where(calls.c.id == "r2.1", calls.c.charged_nano_usd > 0))
@@ -360,17 +364,14 @@ async def test_row_72_server_that_goes_away_and_comes_back(server: postgres.Serv
 
 
 async def test_row_72_server_that_hangs_up_in_the_middle_of_a_commit(
-    server: postgres.Server | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    installed_server: postgres.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if server is None:
-        pytest.skip("PostgreSQL's server is not installed (Debian, Ubuntu: apt install postgresql)")
-    ledger = SqlLedger(Database(place_of(tmp_path, server.url)), node_budget=lambda: NO_BUDGET)
-    ledger.start()
+    ledger = begun_ledger(tmp_path, installed_server.url)
     await admitted_before_long(ledger, 4000)
 
     def hung_up(transaction: Transaction, rows: Sequence[AuditRow]) -> None:
         monkeypatch.setattr(ledgers, "append", append)
-        with psycopg.connect(server.url) as other:
+        with psycopg.connect(installed_server.url) as other:
             other.execute("SELECT pg_terminate_backend(%s)", [transaction.cursor.connection.info.backend_pid])
         append(transaction, rows)
 
@@ -378,7 +379,7 @@ async def test_row_72_server_that_hangs_up_in_the_middle_of_a_commit(
     await refused_for_want_of_a_ledger(ledger, 5000)
     await admitted_before_long(ledger, 6000)
     await ledger.close()
-    database = Database(place_of(tmp_path, server.url))
+    database = Database(place_of(tmp_path, installed_server.url))
     with database.reading() as connection:
         assert connection.scalar(select(calls.c.id).where(calls.c.id == "r5000.1")) is None
         assert verify(connection).why is None
@@ -386,15 +387,12 @@ async def test_row_72_server_that_hangs_up_in_the_middle_of_a_commit(
 
 
 async def test_row_72_server_that_stands_still_holds_up_nobody_else(
-    server: postgres.Server | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    installed_server: postgres.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if server is None:
-        pytest.skip("PostgreSQL's server is not installed (Debian, Ubuntu: apt install postgresql)")
-    ledger = SqlLedger(Database(place_of(tmp_path, server.url)), node_budget=lambda: NO_BUDGET)
-    ledger.start()
+    ledger = begun_ledger(tmp_path, installed_server.url)
     await admitted_before_long(ledger, 1000)
     monkeypatch.setattr(ledgers, "_PATIENCE_S", 2.0)
-    with server.standing_still():
+    with installed_server.standing_still():
         refused = asyncio.ensure_future(ledger.admit(entry(2000), NO_BUDGET))
         turns = 0
         while not refused.done():
@@ -405,7 +403,7 @@ async def test_row_72_server_that_stands_still_holds_up_nobody_else(
         assert turns > 20, "the event loop stood still with it"
     await admitted_before_long(ledger, 3000)
     await ledger.close()
-    database = Database(place_of(tmp_path, server.url))
+    database = Database(place_of(tmp_path, installed_server.url))
     with database.reading() as connection:
         charged = connection.scalar(select(calls.c.charged_nano_usd).where(calls.c.id == "r2000.1"))
         assert not charged, "it was told that it may not leave"

@@ -268,14 +268,20 @@ def test_day_alone_stands_for_any_time_of_it(tmp_path: Path, statement: Write) -
     assert [(match.ours.id, match.sureness) for match in found.matches] == [(rows[0]["id"], Sureness.SURE)]
 
 
+def settings_of(folder: Path) -> Path:
+    """A settings file for the ledger in `folder / "data"`."""
+    config = folder / "spillway.yaml"
+    config.write_text(f"store: {{folder: {folder / 'data'}}}\n")
+    return config
+
+
 def test_command_looks_at_all_of_a_day_that_stands_alone(
     tmp_path: Path, statement: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     at_us = AT_US + 22 * 3600 * SECOND_US
     with ledger(tmp_path / "data", cloud_row(at_us=at_us, ended_us=at_us)):
         pass
-    config = tmp_path / "spillway.yaml"
-    config.write_text(f"store: {{folder: {tmp_path / 'data'}}}\n")
+    config = settings_of(tmp_path)
     bill = statement("date,model,prompt_tokens,completion_tokens,cost_nano_usd\n2026-11-29,gpt-4.1,100,20,130\n")
     line = ["usage", "--config", str(config), "reconcile", str(bill), "--provider", "holysheep"]
     assert cli.main(line) == 0
@@ -287,8 +293,7 @@ def test_exit_code_tells_differences_from_what_could_not_be_compared(
 ) -> None:
     with ledger(tmp_path / "data", cloud_row()):
         pass
-    config = tmp_path / "spillway.yaml"
-    config.write_text(f"store: {{folder: {tmp_path / 'data'}}}\n")
+    config = settings_of(tmp_path)
     bill = "date,model,prompt_tokens,completion_tokens,cost_nano_usd\n2026-11-29,gpt-4.1,100,20,{}\n"
 
     def code(text: str, *more: str, provider: str = "holysheep", before: tuple[str, ...] = ()) -> int:
@@ -310,8 +315,7 @@ def test_period_and_form_may_be_given_before_the_word_reconcile_too(
 ) -> None:
     with ledger(tmp_path / "data", cloud_row()):
         pass
-    config = tmp_path / "spillway.yaml"
-    config.write_text(f"store: {{folder: {tmp_path / 'data'}}}\n")
+    config = settings_of(tmp_path)
     bill = str(statement("date,model,prompt_tokens,completion_tokens,cost_nano_usd\n2026-11-29,gpt-4.1,100,20,131\n"))
     line = ["reconcile", bill, "--provider", "holysheep"]
     usage = ["usage", "--config", str(config)]
